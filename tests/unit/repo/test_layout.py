@@ -1,0 +1,100 @@
+"""The layout's price is one list written many times; these tests hold the copies together."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+CODE_ROOMS = ("client", "keystore", "transforms", "server", "protect", "cli")
+ROOMS = ("proto", *CODE_ROOMS)
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict[str, Any]:
+    """The parsed pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_no_init_in_the_namespace() -> None:
+    """An __init__.py directly in any */tessera/ would make every other room vanish."""
+    assert [str(path) for room in ROOMS for path in (ROOT / room / "tessera").glob("__init__.py*")] == []
+
+
+def test_every_room_is_typed() -> None:
+    """Each room carries its own py.typed, or type checkers of our users see Any."""
+    marked = [ROOT / room / "tessera" / room for room in CODE_ROOMS]
+    marked += [ROOT / "proto/tessera/v1", ROOT / "proto/tessera/oip/v1"]
+    assert [str(room) for room in marked if not (room / "py.typed").exists()] == []
+
+
+def test_every_list_names_every_room(pyproject: dict[str, Any]) -> None:
+    """dev-mode-dirs, wheel, sdist, mypy, pyright, ruff and import-linter all know all rooms."""
+    tool = pyproject["tool"]
+    hatch = tool["hatch"]["build"]
+    rooms = set(ROOMS)
+    assert set(hatch["dev-mode-dirs"]) == rooms
+    assert {entry.removesuffix("/tessera") for entry in hatch["targets"]["wheel"]["packages"]} == rooms
+    assert {f"/{room}" for room in rooms} <= set(hatch["targets"]["sdist"]["include"])
+    assert set(tool["mypy"]["mypy_path"]) == rooms
+    assert {entry.split("/")[0] for entry in tool["mypy"]["files"]} >= rooms
+    assert set(tool["pyright"]["include"]) >= set(CODE_ROOMS)
+    assert set(tool["ruff"]["src"]) >= rooms
+    assert set(tool["importlinter"]["root_packages"]) == {f"tessera.{room}" for room in CODE_ROOMS} | {
+        "tessera.v1",
+        "tessera.oip",
+    }
+
+
+@pytest.mark.slow
+def test_the_client_is_light() -> None:
+    """Importing the client pulls in neither torch nor any heavy room, in a fresh isolated interpreter."""
+    code = (
+        "import sys, tessera.client\n"
+        "heavy = {'torch', 'sqlalchemy', 'cryptography', 'prometheus_client', 'typer', 'rich', 'scipy',"
+        " 'tessera.server', 'tessera.protect', 'tessera.keystore.store', 'tessera.keystore.package'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_built_archives_hold_code_only(tmp_path: Path) -> None:
+    """Neither wheel nor sdist ships anything but code, stubs, protos and the readme: never a key or a deploy file."""
+    strays = [ROOT / "keystore/tessera/keystore/stray.pem", ROOT / "server/stray.key"]
+    for stray in strays:
+        stray.write_text("canary")
+    try:
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+        subprocess.run(command, capture_output=True, check=True)
+    finally:
+        for stray in strays:
+            stray.unlink()
+    names = [*_wheel_names(tmp_path), *_sdist_names(tmp_path)]
+    allowed = {".py", ".pyi", ".typed", ".proto", ".md", ".toml", ".json", ".txt", ".yaml", ".mako"}
+    metadata = {"PKG-INFO", "METADATA", "RECORD", "WHEEL", ".gitignore"}
+    unexpected = [name for name in names if Path(name).suffix not in allowed and Path(name).name not in metadata]
+    assert unexpected == []
+    assert not [name for name in names if "/deploy/" in name or ".venv" in name]
+    for room in ("client", "server/services", "server/engine", "keystore/store/migrations/versions", "cli", "v1"):
+        assert [name for name in names if f"tessera/{room}/" in name and name.endswith(".py")], room
+
+
+def _wheel_names(folder: Path) -> list[str]:
+    import zipfile
+
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def _sdist_names(folder: Path) -> list[str]:
+    import tarfile
+
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        return [member.name for member in archive.getmembers() if member.isfile()]
