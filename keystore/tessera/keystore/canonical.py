@@ -1,8 +1,9 @@
 """Canonical JSON: one value, one byte string, so that what is signed can be compared (docs/spec.md, rule K-1).
 
-The form is RFC 8785 restricted to null, booleans, integers within ±(2**53 - 1), finite floats, strings, arrays and objects with
-string keys: keys sorted by code point, no white space, UTF-8, no escapes but the required ones. `loads` accepts exactly
-what `dumps` can write, so a document has one encoding; duplicate keys, NaN and trailing bytes are refused.
+The form is RFC 8785 restricted to null, booleans, integers within ±(2**53 - 1), finite floats, strings, arrays and
+objects with string keys: keys sorted by code point, no white space, UTF-8, no escapes but the required ones. Two things
+are simpler than RFC 8785: keys sort by code point, and a float is written as Python's `repr` writes it. `loads` accepts
+exactly what `dumps` can write, so a document has one encoding; duplicate keys, NaN and trailing bytes are refused.
 """
 
 import json
@@ -62,7 +63,7 @@ def _check(value: Any, depth: int) -> None:
         case None | bool():
             return
         case str():
-            if any("\ud800" <= char <= "\udfff" for char in value):
+            if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
                 raise ApiMisuse("JSON string holds a lone surrogate")
         case int():
             if abs(value) > MAX_INTEGER:

@@ -15,8 +15,8 @@
     ├── SealedError          the store is sealed: give the master key first
     └── Unavailable          our side cannot answer now (draining, disk full); nothing was charged
 
-`str(error)` says what happened, `error.remedy` what to do about it, `error.reason` is the machine-readable slug that is the
-same in gRPC details, logs and metrics. None of the three ever holds a secret: they are sent to peers verbatim.
+`str(error)` says what happened, `error.remedy` what to do about it, `error.reason` is the machine-readable slug that is
+the same in gRPC details, logs and metrics. None of the three ever holds a secret: they are sent to peers verbatim.
 """
 
 from typing import ClassVar
@@ -165,9 +165,11 @@ REASONS: dict[str, str] = {
     "receipt-invalid": "The usage receipt does not verify.",
     "revocation-rollback": "The revocation list is older than the one in force.",
     "wrong-key": "Secret material that does not open this lock.",
+    "key-file-exposed": "The key file can be read or written by others.",
     "wrong-passphrase": "The passphrase does not open this store or key file.",
     "store-sealed": "The store is sealed.",
     "already-initialised": "There is a key store here already.",
+    "store-newer": "The key store was written by a newer release.",
     "not-initialised": "There is no key store here.",
     "unavailable": "Cannot answer now; nothing was charged.",
     "draining": "The server is shutting down; nothing was charged.",
@@ -175,7 +177,8 @@ REASONS: dict[str, str] = {
     "deadline-exceeded": "The deadline passed before an answer was ready; nothing was charged.",
     "cancelled": "The caller went away.",
     "transform-invalid": "The transform spec or its key cannot be used on this input.",
+    "extra-missing": "An optional library is not installed; the remedy names the extra.",
     "server-unverified": "The server could not prove who it is.",
     "unreachable": "The server cannot be reached.",
 }
-"""Every reason slug and its one-line meaning; docs/reasons.md is generated from it and a test holds the raise sites to it."""
+"""Every reason slug and its meaning; docs/reasons.md is generated from it and a test holds the raise sites to it."""

@@ -1,6 +1,6 @@
 """HKDF-SHA256 (RFC 5869) and the labels that keep our keys apart.
 
-Every derived key has a readable label that begins with `tessera/v1/`; no two purposes share one (docs/spec.md, rule K-3).
+Every derived key has a readable label that begins with `tessera/v1/`; no two purposes share one (docs/spec.md, K-3).
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Bytes that refuse to be seen by accident.
 
-`reveal()` is the only door: grep for it in review. Each use of secret material has a nominal subclass, so a type checker
-stops a content key from being used as an input key. What this does not do: Python cannot wipe memory
+`reveal()` is the only door: grep for it in review. Each use of secret material has a nominal subclass, so a type
+checker stops a content key from being used as an input key. What this does not do: Python cannot wipe memory
 (docs/threat-model.md).
 """
 
@@ -9,14 +9,14 @@ import hmac
 import secrets as _random
 from typing import ClassVar, NoReturn, Self
 
-from tessera.keystore.errors import ApiMisuse
+from tessera.keystore.errors import ApiMisuse, Malformed
 
 
 class SecretBytes:
     """A secret byte string: never printed, pickled, copied, hashed or compared in variable time."""
 
     __slots__ = ("_raw",)
-    __hash__: ClassVar[None]  # type: ignore[assignment]
+    __hash__: ClassVar[None]  # type: ignore[assignment]  # Python sets it to None, as __eq__ is defined
 
     def __init__(self, raw: bytes | bytearray | memoryview) -> None:
         self._raw = bytes(raw)
@@ -38,8 +38,6 @@ class SecretBytes:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SecretBytes) and hmac.compare_digest(self._raw, other._raw)
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("secrets are not pickled")
@@ -107,6 +105,11 @@ class AgreementKey(Key32):
 
 
 class Passphrase(SecretBytes):
-    """What a person types; UTF-8, any length above zero."""
+    """What a person types; UTF-8. Raises `Malformed` when it is empty: it comes from outside."""
 
     __slots__ = ()
+
+    def __init__(self, raw: bytes | bytearray | memoryview) -> None:
+        super().__init__(raw)
+        if not len(self):
+            raise Malformed("a passphrase is never empty")

@@ -1,1 +1,25 @@
-"""tessera.transforms"""
+"""Keyed input transforms: from 32 secret bytes to the bits of a tensor that only one buyer can make.
+
+    spec = TransformSpec.parse_text("shf:4,np:4")
+    lock = Transform(spec, input_key, channels=3, height=32, width=32)
+    sent = lock(pixels)                     # uint8 (N, C, H, W)
+    assert (lock.inverse(sent) == pixels).all()
+
+NumPy only, no I/O. The rules are T-1 to T-14 of docs/spec.md, with vectors in tests/vectors/transforms.json.
+"""
+
+from tessera.transforms.apply import Transform, block_positions
+from tessera.transforms.schedule import mask, permutation, step_label
+from tessera.transforms.spec import Kind, Step, TransformError, TransformSpec
+
+__all__ = [
+    "Kind",
+    "Step",
+    "Transform",
+    "TransformError",
+    "TransformSpec",
+    "block_positions",
+    "mask",
+    "permutation",
+    "step_label",
+]

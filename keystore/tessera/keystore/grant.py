@@ -1,0 +1,290 @@
+"""Grants: the sealed keys that make a licence work (docs/spec.md, rules G-1 to G-7).
+
+The issuer signs a grant for one licence, one package and one node. It carries up to three sealed boxes: the content key
+and the confirmation key for the node, the input key for the buyer. The text in each box begins with its purpose, the
+licence's digest and the package id, so a box that is moved to another place or another grant is refused.
+"""
+
+import secrets as _random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from tessera.keystore import jws
+from tessera.keystore._claims import (
+    HEX_16_BYTES,
+    KEY_ID,
+    LICENCE_ID,
+    MAX_TIME_S,
+    check_fields,
+    check_integer,
+    check_text,
+    length_prefixed,
+)
+from tessera.keystore.canonical import Json
+from tessera.keystore.errors import Denied, Malformed, Tampered
+from tessera.keystore.identity import Identity, PublicIdentity, Signer, require_role
+from tessera.keystore.jws import b64u, b64u_decode
+from tessera.keystore.keyfile import (
+    KdfCost,
+    KeyFile,
+    PassphraseSource,
+    decode_key_file,
+    read_key_file,
+    write_key_file,
+)
+from tessera.keystore.licence import Licence
+from tessera.keystore.proof import confirmation_key, input_key_id
+from tessera.keystore.secrets import ConfirmationKey, ContentKey, InputKey, Key32, Passphrase, SecretBytes
+
+TYP = "tessera-grant+jwt"
+MAX_BOX_BYTES = 512
+DIGEST_BYTES = 32
+
+_BOX_LABEL = b"tessera/v1/grant-box\n"
+_CONTENT, _CONFIRMATION, _INPUT = "content-key", "confirmation-key", "input-key"
+_SECRETS_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSecrets:
+    """What the vendor keeps of a package: enough to write grants for it."""
+
+    package_id: str
+    content_key: ContentKey
+    input_key: InputKey | None
+
+    def __post_init__(self) -> None:
+        check_text(self.package_id, HEX_16_BYTES, "package_id")
+
+    def to_secret(self) -> SecretBytes:
+        """Return version (1 byte), package id (16), content key (32) and, if there is one, input key (32): rule G-6."""
+        head = bytes([_SECRETS_VERSION]) + bytes.fromhex(self.package_id)
+        tail = b"" if self.input_key is None else self.input_key.reveal()
+        return SecretBytes(head + self.content_key.reveal() + tail)
+
+    @classmethod
+    def from_secret(cls, secret: SecretBytes) -> Self:
+        """Read what `to_secret` wrote. Raises `Malformed`."""
+        raw = secret.reveal()
+        if len(raw) not in (49, 81) or raw[0] != _SECRETS_VERSION:
+            raise Malformed("not the package secrets of a version that this software knows")
+        return cls(raw[1:17].hex(), ContentKey(raw[17:49]), InputKey(raw[49:]) if len(raw) == 81 else None)
+
+
+def save_package_secrets(
+    path: str | Path,
+    secrets: PackageSecrets,
+    passphrase: Passphrase | None = None,
+    *,
+    overwrite: bool = False,
+    cost: KdfCost = KdfCost.interactive,
+) -> None:
+    """Write a key file of kind `package-secrets`. Raises as `write_key_file`."""
+    public: dict[str, Json] = {"package_id": secrets.package_id}
+    if secrets.input_key is not None:
+        public["input_key_id"] = input_key_id(secrets.input_key)
+    secret = secrets.to_secret()
+    write_key_file(path, "package-secrets", public, secret, passphrase=passphrase, overwrite=overwrite, cost=cost)
+
+
+def load_package_secrets(path: str | Path, passphrase: PassphraseSource | None = None) -> PackageSecrets:
+    """Read what `save_package_secrets` wrote. Raises as `read_key_file`; `Tampered` for an id not the secret's."""
+    return _checked_secrets(read_key_file(path, "package-secrets", passphrase))
+
+
+def decode_package_secrets(raw: bytes, passphrase: PassphraseSource | None = None) -> PackageSecrets:
+    """Read the bytes of a file that `save_package_secrets` wrote. Raises as `load_package_secrets`."""
+    return _checked_secrets(decode_key_file(raw, "package-secrets", passphrase))
+
+
+def _checked_secrets(file: KeyFile) -> PackageSecrets:
+    secrets = PackageSecrets.from_secret(file.secret)
+    expected: dict[str, Json] = {"package_id": secrets.package_id}
+    if secrets.input_key is not None:
+        expected["input_key_id"] = input_key_id(secrets.input_key)
+    if file.public != expected:
+        raise Tampered("the public part of the key file does not belong to its secret")
+    return secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One grant as its token states it. The boxes are sealed, and still no business of a log."""
+
+    grant_id: str
+    issuer_id: str
+    licence_digest: bytes
+    package_id: str
+    node_id: str
+    buyer_id: str
+    issued_at_s: int
+    content_key_box: bytes = field(repr=False)
+    confirmation_key_box: bytes | None = field(repr=False)
+    input_key_box: bytes | None = field(repr=False)
+    token: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        check_text(self.grant_id, LICENCE_ID, "jti")
+        check_text(self.package_id, HEX_16_BYTES, "package_id")
+        for key_id in (self.issuer_id, self.node_id, self.buyer_id):
+            check_text(key_id, KEY_ID, "a key id of a grant")
+        check_integer(self.issued_at_s, 0, MAX_TIME_S, "iat")
+        if len(self.licence_digest) != DIGEST_BYTES:
+            raise Malformed(f"licence_digest has {DIGEST_BYTES} bytes")
+        if (self.confirmation_key_box is None) != (self.input_key_box is None):
+            raise Malformed("a grant carries confirmation key and input key together, or neither")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKeys:
+    """What a node learns from a grant: never the input key."""
+
+    content_key: ContentKey
+    confirmation_key: ConfirmationKey | None
+
+
+def issue(
+    licence: Licence,
+    *,
+    issuer: Signer,
+    secrets: PackageSecrets,
+    buyer: PublicIdentity,
+    node: PublicIdentity,
+    now_s: float,
+) -> Grant:
+    """Seal the package's keys for the licence's buyer and for `node`, and sign the whole.
+
+    Raises `Denied` with reason `grant-mismatch` when issuer, buyer, node or input key is not the licence's.
+    """
+    require_role(buyer, "buyer")
+    require_role(node, "node")
+    key_id = None if secrets.input_key is None else input_key_id(secrets.input_key)
+    _match(licence.issuer_id == issuer.key_id, "the licence is another issuer's")
+    _match(licence.buyer_id == buyer.key_id, "the licence is another buyer's")
+    _match(licence.node_id in (None, node.key_id), "the licence is for another node")
+    _match(licence.terms.input_key_id == key_id, "the licence and the package secrets name different input keys")
+    place = (licence.digest, secrets.package_id)
+    grant: dict[str, Json] = {
+        "licence_digest": licence.digest.hex(),
+        "package_id": secrets.package_id,
+        "content_key_box": _seal(node, _CONTENT, place, secrets.content_key),
+    }
+    if secrets.input_key is not None:
+        grant["confirmation_key_box"] = _seal(node, _CONFIRMATION, place, confirmation_key(secrets.input_key))
+        grant["input_key_box"] = _seal(buyer, _INPUT, place, secrets.input_key)
+    claims: dict[str, Json] = {
+        "iss": issuer.key_id,
+        "sub": buyer.key_id,
+        "aud": node.key_id,
+        "jti": _random.token_hex(16),
+        "iat": int(now_s),
+        "tessera": grant,
+    }
+    return _from_claims(claims, issuer.key_id, jws.sign(TYP, claims, issuer))
+
+
+def verify(token: str, licence: Licence, issuers: Mapping[str, bytes]) -> Grant:
+    """Return the grant that the licence's own issuer has signed for this licence.
+
+    Raises `Malformed`, `Unauthenticated` (reason `licence-issuer-unknown`), `Tampered`, or `Denied` with reason
+    `grant-mismatch` when it belongs to another licence, buyer or issuer, or to a node that the licence does not allow.
+    """
+    parsed = jws.verify_parsed(token, typ=TYP, keys=issuers)
+    grant = _from_claims(parsed.claims, parsed.key_id, token)
+    _match(grant.licence_digest == licence.digest, "the grant belongs to another licence")
+    _match(grant.issuer_id == licence.issuer_id, "the grant is signed by another issuer than the licence")
+    _match(grant.buyer_id == licence.buyer_id, "the grant names another buyer than the licence")
+    _match(licence.node_id in (None, grant.node_id), "the grant is for another node than the licence")
+    return grant
+
+
+def parse_without_verification(token: str) -> Grant:
+    """Return what a token claims, for display and for the buyer's own use; anybody may have written it."""
+    parsed = jws.parse(token, typ=TYP)
+    return _from_claims(parsed.claims, parsed.key_id, token)
+
+
+def open_for_node(grant: Grant, node: Identity) -> NodeKeys:
+    """Open the node's boxes of a verified grant.
+
+    Raises `Denied` with reason `grant-mismatch` when the grant is another node's or a box was moved here from another
+    grant, `WrongKey` when a box does not open.
+    """
+    _match(grant.node_id == node.key_id, "the grant is for another node")
+    confirmation = None
+    if grant.confirmation_key_box is not None:
+        confirmation = ConfirmationKey(_open(grant, node, _CONFIRMATION, grant.confirmation_key_box).reveal())
+    return NodeKeys(ContentKey(_open(grant, node, _CONTENT, grant.content_key_box).reveal()), confirmation)
+
+
+def open_for_buyer(grant: Grant, buyer: Identity) -> InputKey | None:
+    """Open the buyer's box of a verified grant; `None` when the model takes plain inputs. Raises as `open_for_node`."""
+    _match(grant.buyer_id == buyer.key_id, "the grant is for another buyer")
+    if grant.input_key_box is None:
+        return None
+    return InputKey(_open(grant, buyer, _INPUT, grant.input_key_box).reveal())
+
+
+_CLAIMS = frozenset({"iss", "sub", "aud", "jti", "iat", "tessera"})
+_REQUIRED = frozenset({"licence_digest", "package_id", "content_key_box"})
+_OPTIONAL = frozenset({"confirmation_key_box", "input_key_box"})
+
+
+def _from_claims(claims: dict[str, Any], key_id: str, token: str) -> Grant:
+    check_fields(claims, _CLAIMS, frozenset(), "grant")
+    inner = check_fields(claims["tessera"], _REQUIRED, _OPTIONAL, "grant")
+    if claims["iss"] != key_id:
+        raise Malformed("iss is not the key that signed")
+    digest = inner["licence_digest"]
+    if not isinstance(digest, str) or len(digest) != 2 * DIGEST_BYTES or not set(digest) <= set("0123456789abcdef"):
+        raise Malformed("licence_digest is not 64 hexadecimal digits")
+    content_key_box = _box(inner, "content_key_box")
+    if content_key_box is None:
+        raise Malformed("a grant carries a content key")
+    return Grant(
+        grant_id=claims["jti"],
+        issuer_id=claims["iss"],
+        licence_digest=bytes.fromhex(digest),
+        package_id=inner["package_id"],
+        node_id=claims["aud"],
+        buyer_id=claims["sub"],
+        issued_at_s=claims["iat"],
+        content_key_box=content_key_box,
+        confirmation_key_box=_box(inner, "confirmation_key_box"),
+        input_key_box=_box(inner, "input_key_box"),
+        token=token,
+    )
+
+
+def _box(fields: dict[str, Any], name: str) -> bytes | None:
+    text = fields.get(name)
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise Malformed(f"{name} is not a string")
+    return b64u_decode(text, max_bytes=MAX_BOX_BYTES)
+
+
+def _prefix(purpose: str, place: tuple[bytes, str]) -> bytes:
+    licence_digest, package_id = place
+    return _BOX_LABEL + length_prefixed(purpose.encode("ascii"), licence_digest, package_id.encode("ascii"))
+
+
+def _seal(recipient: PublicIdentity, purpose: str, place: tuple[bytes, str], key: Key32) -> str:
+    return b64u(recipient.seal(SecretBytes(_prefix(purpose, place) + key.reveal())))
+
+
+def _open(grant: Grant, recipient: Identity, purpose: str, box: bytes) -> Key32:
+    text = recipient.open(box)
+    prefix = _prefix(purpose, (grant.licence_digest, grant.package_id))
+    _match(
+        text.startswith(prefix) and len(text) == len(prefix) + 32, "a sealed key was made for another grant or purpose"
+    )
+    return Key32(text[len(prefix) :])
+
+
+def _match(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Denied(otherwise, reason="grant-mismatch", remedy="use the grant that was issued with this licence")

@@ -1,0 +1,248 @@
+"""Opening a sealed package: form, signature, digests, key, parts; each step is a method, in that order.
+
+    with open_package(path, issuers) as sealed:          form and signature
+        sealed.verify_digests()                          every sealed byte is what the issuer signed
+        weights = sealed.unlock(content_key)             the key is the right one
+        for part in weights.tensors:
+            weights.read_tensor_into(part.name, buffer)  each chunk is authentic and in its place
+
+Whatever was changed in the file, the error is `Tampered` with the reason `package-tampered`; docs/spec.md, rule P-26,
+says which step notices what. The file is read by position into one private chunk, never mapped: a file that another
+process truncates meanwhile is `Tampered` and not SIGBUS, and the bytes authenticated are the bytes decrypted.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NoReturn, Self
+
+from tessera.keystore import _ed25519
+from tessera.keystore.errors import ApiMisuse, Malformed, NotFound, Tampered, Unauthenticated, WrongKey
+from tessera.keystore.package import aead
+from tessera.keystore.package.buffers import plain_bytes, wipe
+from tessera.keystore.package.files import PackageFile
+from tessera.keystore.package.header import LENGTH_BYTES, Header, header_length, parse_header, signed_message
+from tessera.keystore.package.manifest import Manifest
+from tessera.keystore.package.parts import Part, extents
+from tessera.keystore.secrets import ContentKey
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc.Buffer begins with Python 3.12
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
+
+_READ_BYTES = 1 << 20
+
+
+def open_package(path: str | os.PathLike[str], issuers: Mapping[str, bytes]) -> "SealedPackage":
+    """Open the package at `path` and verify its form and the issuer's signature; no key is needed.
+
+    `issuers` maps key ids to 32-byte Ed25519 public keys. Raises `Tampered` (anything wrong with the bytes, and paths
+    that are no regular file), `Unauthenticated` (well-formed, and signed by nobody in `issuers`), `NotFound`, `Denied`
+    (not readable by this user), `Unavailable` (the disk fails).
+    """
+    file = PackageFile(path)
+    try:
+        header, body_begin = _header(file)
+        key = issuers.get(header.manifest.issuer_id)
+        if key is None:
+            raise Unauthenticated(
+                "the package is signed by an issuer that is not trusted here",
+                reason="licence-issuer-unknown",
+                remedy="trust the issuer's public identity first, if it is the right one",
+            )
+        _verify_signature(header, key)
+        return SealedPackage(file, header.manifest, body_begin)
+    except BaseException:
+        file.close()
+        raise
+
+
+def inspect_package(path: str | os.PathLike[str]) -> Manifest:
+    """Return what the package at `path` says about itself. The form is checked, the signature is NOT.
+
+    Raises as `open_package`, without `Unauthenticated`.
+    """
+    file = PackageFile(path)
+    try:
+        return _header(file)[0].manifest
+    finally:
+        file.close()
+
+
+class SealedPackage:
+    """A package whose form and signature hold; only `open_package` makes one. A context manager that closes the file.
+
+    Threads may share it; whoever closes it first makes sure that nobody reads any more.
+    """
+
+    def __init__(self, file: PackageFile, manifest: Manifest, body_begin: int) -> None:
+        self.manifest = manifest
+        """The signed description."""
+        self._file = file
+        self._begins = {part.key: body_begin + begin for part, begin, _ in extents(manifest.parts)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; later reads raise `ApiMisuse`. May be called again."""
+        self._file.close()
+
+    def verify_digests(self, progress: Progress | None = None) -> None:
+        """Hold every sealed byte against the digests that the issuer signed. Raises `Tampered`.
+
+        The only check that also stops someone who holds the content key from exchanging weights (rule P-25).
+        """
+        done, total = 0, self.manifest.body_bytes
+        scratch = memoryview(bytearray(_READ_BYTES))
+        for part in self.manifest.parts:
+            hasher, begin = hashlib.sha256(), self._begins[part.key]
+            for offset in range(0, part.sealed_bytes, _READ_BYTES):
+                piece = scratch[: min(_READ_BYTES, part.sealed_bytes - offset)]
+                self._file.read_into(piece, begin + offset)
+                hasher.update(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, total)
+            _check_digest(hasher.hexdigest(), part)
+
+    def unlock(self, content_key: ContentKey, *, check_digests: bool = False) -> "UnlockedPackage":
+        """Return the readable package. Raises `WrongKey` when `content_key` is not the one the manifest commits to.
+
+        With `check_digests` every later read also holds what it reads against the signed digest, in the same pass over
+        the same bytes: for files that someone with the content key could have rewritten, at SHA-256's speed.
+        """
+        key = aead.package_key(content_key, self.manifest.package_id, self.manifest.salt)
+        if not aead.commits_to(self.manifest.commitment, key):
+            raise WrongKey("the content key is not the one this package is sealed with")
+        return UnlockedPackage(self, key, check_digests=check_digests)
+
+    def _read_into(self, part: Part, offset: int, out: memoryview) -> None:
+        self._file.read_into(out, self._begins[part.key] + offset)
+
+
+class UnlockedPackage:
+    """A package together with its key; only `SealedPackage.unlock` makes one. Reads may run in several threads."""
+
+    def __init__(self, sealed: SealedPackage, key: aead.PackageKey, *, check_digests: bool) -> None:
+        self._sealed = sealed
+        self._key = key
+        self._check_digests = check_digests
+        self._tensors = {part.name: part for part in sealed.manifest.tensors}
+
+    @property
+    def manifest(self) -> Manifest:
+        """The signed description."""
+        return self._sealed.manifest
+
+    @property
+    def tensors(self) -> tuple[Part, ...]:
+        """The weights' names, dtypes, shapes and sizes, in the order of the file."""
+        return self._sealed.manifest.tensors
+
+    def read_tensor_into(self, name: str, out: "Buffer") -> None:
+        """Decrypt the tensor `name` into `out`, a writable C-contiguous buffer of exactly `Part.size` bytes.
+
+        Little-endian and row-major, as safetensors has it. Raises `NotFound` for a name the package does not have,
+        `ApiMisuse` for a buffer that does not fit, `Tampered` when the file fails authentication; `out` is all zero
+        bytes then.
+        """
+        part = self._tensors.get(name)
+        if part is None:
+            raise NotFound("the package has no tensor of this name")
+        self._decrypt(part, _writable_bytes(out, part.size))
+
+    def read_tensors_into(self, buffers: "Mapping[str, Buffer]", *, workers: int = 1) -> None:
+        """Decrypt every tensor named in `buffers` into its buffer, as `read_tensor_into` does, in `workers` threads.
+
+        The AEAD and SHA-256 run without the interpreter's lock. After the first error the tensors that are being read
+        are finished, the others are left alone; raises as `read_tensor_into`.
+        """
+        if workers == 1:
+            for name, out in buffers.items():
+                self.read_tensor_into(name, out)
+            return
+        with ThreadPoolExecutor(workers, thread_name_prefix="tessera-package") as pool:
+            pending = [pool.submit(self.read_tensor_into, name, out) for name, out in buffers.items()]
+            try:
+                for read in pending:
+                    read.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def read_program(self) -> bytes:
+        """Return the program's bytes. Raises `Tampered`."""
+        part = self.manifest.program
+        out = bytearray(part.size)
+        self._decrypt(part, memoryview(out))
+        return bytes(out)
+
+    def _decrypt(self, part: Part, out: memoryview) -> None:
+        try:
+            self._decrypt_chunks(part, out)
+        except BaseException:
+            wipe(out)
+            raise
+
+    def _decrypt_chunks(self, part: Part, out: memoryview) -> None:
+        step = self.manifest.chunk_bytes
+        cipher = aead.PartCipher(self.manifest.algorithm, self._key, self.manifest.package_id, part, step)
+        hasher = hashlib.sha256() if self._check_digests else None
+        scratch = memoryview(bytearray(aead.sealed_bytes(min(step, part.size))))
+        for index in range(part.chunks):
+            plain = out[index * step : (index + 1) * step]
+            sealed = scratch[: aead.sealed_bytes(len(plain))]
+            self._sealed._read_into(part, index * aead.sealed_bytes(step), sealed)
+            if hasher is not None:
+                hasher.update(sealed)
+            cipher.open_into(index, sealed, plain)
+        if hasher is not None:
+            _check_digest(hasher.hexdigest(), part)
+
+
+def _header(file: PackageFile) -> tuple[Header, int]:
+    try:
+        length = header_length(file.read(0, min(LENGTH_BYTES, file.size)))
+        if LENGTH_BYTES + length > file.size:
+            raise Malformed("the file ends inside its header")
+        header = parse_header(file.read(LENGTH_BYTES, length))
+        if file.size != LENGTH_BYTES + length + header.manifest.body_bytes:
+            raise Malformed("the file's length does not follow from its header")
+    except Malformed as error:
+        raise Tampered(
+            f"not an intact package: {error.public}",
+            reason="package-tampered",
+            remedy="get the file again from the vendor and compare its checksum",
+        ) from error
+    return header, LENGTH_BYTES + length
+
+
+def _verify_signature(header: Header, key: bytes) -> None:
+    if not _ed25519.verifies(key, signed_message(header.manifest_json), header.signature):
+        _refuse("the issuer's signature over the manifest does not verify")
+
+
+def _check_digest(found: str, part: Part) -> None:
+    if found != part.digest:
+        _refuse("a sealed part is not the one that the issuer signed")
+
+
+def _refuse(public: str) -> NoReturn:
+    raise Tampered(
+        public,
+        reason="package-tampered",
+        remedy="get the file again from the vendor and compare its checksum",
+    ) from None
+
+
+def _writable_bytes(out: "Buffer", size: int) -> memoryview:
+    view = plain_bytes(out)
+    if view.readonly or len(view) != size:
+        raise ApiMisuse(f"a tensor is read into a writable buffer of exactly {size} bytes")
+    return view

@@ -1,0 +1,55 @@
+"""Running the `tessera` command inside the test's process, and small files for it to work on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner, Result
+
+from tessera.cli.main import app
+
+PASSPHRASE = "correct horse battery staple"
+
+
+def invoke(*arguments: object, text: str | None = None, **environment: str) -> Result:
+    """Run `tessera ARGUMENTS` with `text` on standard input; no TESSERA_* variable but those given reaches it."""
+    clean: dict[str, str | None] = {name: None for name in _OURS}
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text, env=clean | environment)
+
+
+def document(*arguments: object, **environment: str) -> dict[str, Any]:
+    """Run a command with `--json`, hold that it succeeds and prints one JSON document, and return that."""
+    result = invoke(*arguments, "--json", **environment)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def refusal(*arguments: object, **environment: str) -> dict[str, str]:
+    """Run a command with `--json`, hold that it is refused with one JSON document, and return the error in it."""
+    result = invoke(*arguments, "--json", **environment)
+    assert result.exit_code == 1, result.output
+    found = json.loads(result.stdout)
+    assert list(found) == ["error"]
+    error: dict[str, str] = found["error"]
+    assert f"error: {error['message']}" in result.stderr
+    return error
+
+
+def passphrase_file(folder: Path, text: str = PASSPHRASE) -> Path:
+    """Write a passphrase file of mode 0600 and return its path."""
+    path = folder / "passphrase"
+    path.touch(mode=0o600)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+_OURS = (
+    "TESSERA_PASSPHRASE",
+    "TESSERA_PASSPHRASE_FILE",
+    "TESSERA_KEYSTORE",
+    "TESSERA_SERVER",
+    "TESSERA_CA",
+    "TESSERA_DEBUG",
+)

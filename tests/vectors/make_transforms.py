@@ -1,0 +1,118 @@
+"""Writes tests/vectors/transforms.json: `python tests/vectors/make_transforms.py`. Same bytes on every run.
+
+The values come from the naive implementation in tests/support, never from the code they test.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from support import naive_transforms as naive  # noqa: E402 - the path above comes first
+
+TARGET = HERE / "transforms.json"
+SHORT_BYTES = 192
+
+ABOUT = (
+    "Keyed input transforms, docs/spec.md rules T-1 to T-14. `keys` names 32-byte keys in hex. Byte i of every input "
+    "image, flattened channel by channel, row by row, is (i * i + 7 * i + seed) mod 256. `output` is the transformed "
+    "image in the same order in hex; images above 192 bytes have only its SHA-256."
+)
+
+KEYS = {
+    "zeros": bytes(32),
+    "ones": b"\xff" * 32,
+    "counting": bytes(range(32)),
+    "alpha": hashlib.sha256(b"alpha").digest(),
+    "beta": hashlib.sha256(b"beta").digest(),
+}
+
+CASES = [
+    # spec, channels, height, width
+    ("shf:1", 3, 2, 3), ("shf:2", 1, 2, 2), ("shf:2", 1, 4, 4), ("shf:2", 3, 4, 4), ("shf:2", 4, 2, 6),
+    ("shf:4", 1, 8, 8), ("shf:4", 3, 4, 8), ("shf:4", 3, 32, 32), ("shf:7", 1, 28, 28), ("shf:8", 1, 8, 8),
+    ("shf:8", 3, 16, 24), ("shf:16", 3, 32, 32), ("shf:32", 3, 32, 32), ("shf:3", 1, 3, 9), ("shf:28", 1, 28, 28),
+    ("np:1", 3, 2, 2), ("np:2", 1, 2, 2), ("np:2", 3, 4, 4), ("np:3", 1, 3, 6), ("np:4", 1, 8, 8),
+    ("np:4", 3, 8, 4), ("np:5", 1, 10, 5), ("np:8", 3, 8, 8), ("np:16", 1, 16, 32), ("np:32", 3, 64, 32),
+    ("shf:4,np:4", 1, 8, 8), ("np:4,shf:4", 1, 8, 8), ("shf:4,np:4", 3, 32, 32), ("shf:2,np:4", 1, 8, 8),
+    ("shf:8,np:8", 1, 8, 8), ("shf:2,shf:4", 1, 8, 8), ("np:2,np:4", 3, 8, 8), ("np:4,np:4", 1, 4, 4),
+    ("shf:4,shf:4", 1, 4, 4), ("shf:2,np:2,shf:4,np:4", 3, 8, 8), ("shf:8,np:8,shf:4,np:4,shf:2,np:2", 1, 8, 8),
+    ("shf:1,np:1,shf:2,np:2,shf:4,np:4,shf:8,np:8", 3, 8, 8), ("shf:16,np:4", 3, 32, 32), ("np:16,shf:2", 2, 16, 16),
+    ("shf:4,np:4", 5, 4, 4), ("shf:6,np:3", 3, 6, 12),
+]  # fmt: skip
+
+REFUSED_TEXTS = [
+    "", "shf", "shf:", ":4", "shf:0", "shf:04", "shf:-4", "shf:+4", "shf:4.0", "shf:33", "shf:4,", ",shf:4",
+    "shf:4,,np:4", "shf:4;np:4", "SHF:4", "shf :4", "shf:4 ", " shf:4", "ffx:4", "xor:4", "shf:4\n",
+    "shf:\u0664", "shf:99999",
+    "shf:4,np:4,shf:4,np:4,shf:4,np:4,shf:4,np:4,shf:4",
+]  # fmt: skip
+
+REFUSED_SHAPES = [
+    ("shf:4", 1, 6, 8), ("shf:4", 1, 8, 6), ("np:8", 3, 4, 4), ("shf:4,np:3", 1, 8, 8), ("shf:1", 1, 8, 8),
+    ("shf:2", 0, 4, 4), ("shf:2", 1, 0, 4), ("shf:32", 65, 32, 32),
+]  # fmt: skip
+
+
+def input_bytes(count: int, seed: int) -> bytes:
+    """Return the input image of a vector, flattened."""
+    return bytes((i * i + 7 * i + seed) % 256 for i in range(count))
+
+
+def vector(spec: str, channels: int, height: int, width: int, key_name: str, seed: int) -> dict[str, Any]:
+    """Return one vector, made by the naive implementation."""
+    flat = iter(input_bytes(channels * height * width, seed))
+    image = [[[next(flat) for _ in range(width)] for _ in range(height)] for _ in range(channels)]
+    output = naive.apply(spec, KEYS[key_name], image)
+    raw = bytes(value for plane in output for row in plane for value in row)
+    found = {"spec": spec, "key": key_name, "shape": [channels, height, width], "seed": seed}
+    found["output_sha256"] = hashlib.sha256(raw).hexdigest()
+    return found | ({"output": raw.hex()} if len(raw) <= SHORT_BYTES else {})
+
+
+def schedule(kind: str, block: int, channels: int, number: int, key_name: str) -> dict[str, Any]:
+    """Return the permutation and the mask of one step."""
+    order = naive.permutation(KEYS[key_name], number, (kind, block), channels)
+    inverted = naive.mask(KEYS[key_name], number, (kind, block), channels)
+    bits = "".join("1" if bit else "0" for bit in inverted)
+    named = {"kind": kind, "block": block, "channels": channels, "step": number, "key": key_name}
+    return named | {"permutation": order, "mask": bits}
+
+
+def document() -> dict[str, Any]:
+    """Return the whole file."""
+    names = list(KEYS)
+    return {
+        "about": ABOUT,
+        "keys": {name: key.hex() for name, key in KEYS.items()},
+        "schedules": [
+            schedule("shf", 2, 1, 0, "zeros"), schedule("shf", 2, 1, 1, "zeros"), schedule("np", 2, 1, 0, "zeros"),
+            schedule("shf", 4, 1, 0, "alpha"), schedule("np", 4, 1, 1, "alpha"), schedule("shf", 4, 3, 0, "counting"),
+            schedule("np", 3, 1, 7, "beta"),
+        ],
+        "vectors": [vector(*case, names[at % len(names)], at * 11 % 256) for at, case in enumerate(CASES)],
+        "refused_texts": REFUSED_TEXTS,
+        "refused_shapes": [{"spec": spec, "shape": list(shape)} for spec, *shape in REFUSED_SHAPES],
+    }  # fmt: skip
+
+
+def render() -> str:
+    """Return the file's text: one line for each entry."""
+    lines = ["{"]
+    for name, value in document().items():
+        if isinstance(value, list):
+            entries = ",\n  ".join(json.dumps(entry, separators=(",", ":")) for entry in value)
+            lines.append(f' "{name}": [\n  {entries}\n ],')
+        else:
+            lines.append(f' "{name}": {json.dumps(value)},')
+    lines[-1] = lines[-1].removesuffix(",")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render(), encoding="utf-8")
+    sys.stdout.write(f"{len(CASES)} vectors, {TARGET.stat().st_size} bytes\n")
