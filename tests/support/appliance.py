@@ -202,6 +202,7 @@ def make_site(folder: Path, kinds: Iterable[Kind] = (PLAIN,)) -> Site:
     """Make a store under `folder` that trusts `keys.ISSUER` and has the models published; its passphrase is
     `PASSPHRASE`."""
     clock = ShiftedClock()
+    folder.mkdir(parents=True, exist_ok=True)
     directory = folder / "store"
     kinds = tuple(kinds)
     with Store.create(

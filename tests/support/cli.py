@@ -13,7 +13,7 @@ PASSPHRASE = "correct horse battery staple"
 
 def invoke(*arguments: object, text: str | None = None, **environment: str) -> Result:
     """Run `tessera ARGUMENTS` with `text` on standard input; no TESSERA_* variable but those given reaches it."""
-    clean: dict[str, str | None] = {name: None for name in _OURS}
+    clean: dict[str, str | None] = dict.fromkeys(_OURS)
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text, env=clean | environment)
 
 

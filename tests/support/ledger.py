@@ -17,7 +17,7 @@ class Entry:
 
 
 class MemoryLedger:
-    """Appends, recognises retries, refuses conflicts; `fault`, when set, is raised instead; `gate` holds appends back."""
+    """Appends, recognises retries, refuses conflicts; `fault`, if set, is raised instead; `gate` holds appends back."""
 
     def __init__(self, node_id: str = "node") -> None:
         self.records: list[UsageRecord] = []

@@ -116,11 +116,13 @@ class Ledger:
             values = {"licence_id": licence_id, "since_us": since_us}
             return int(connection.execute(_SAMPLES, values).scalar_one())
 
-    def totals(self) -> list[UsageTotals]:
-        """Return what every licence has used, by licence and model."""
+    def totals(self, licence_id: str | None = None) -> list[UsageTotals]:
+        """Return what every licence, or the one named, has used, by licence and model."""
         columns = (USAGE.c.licence_id, USAGE.c.buyer_id, USAGE.c.model)
         sums = (func.sum(column) for column in (USAGE.c.samples, USAGE.c.bytes_in, USAGE.c.compute_us))
         query = select(*columns, func.count(), *sums).group_by(*columns).order_by(*columns)
+        if licence_id is not None:
+            query = query.where(USAGE.c.licence_id == licence_id)
         with self._database.reading(reason=REASON) as connection:
             return [UsageTotals(*row) for row in connection.execute(query)]
 

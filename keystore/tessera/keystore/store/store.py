@@ -311,9 +311,9 @@ class Store:
         """Return the samples that a licence was charged for at or after `since_us` (microseconds since 1970)."""
         return self._ledger.samples_used(licence_id, since_us)
 
-    def usage_totals(self) -> list[UsageTotals]:
-        """Return what every licence has used, by licence and model."""
-        return self._ledger.totals()
+    def usage_totals(self, licence_id: str | None = None) -> list[UsageTotals]:
+        """Return what every licence, or the one named, has used, by licence and model."""
+        return self._ledger.totals(licence_id)
 
     def clock_mark_us(self) -> int:
         """Return the latest time ever recorded or noted, in microseconds since 1970; 0 before the first."""

@@ -1,0 +1,278 @@
+"""The composition root: settings in, a running appliance out.
+
+    async with Appliance(settings) as appliance:      # tests and embedding
+        …appliance.port, appliance.metrics_port, appliance.admin_socket
+    await serve(settings)                             # the process: until SIGTERM or SIGINT, then drained
+
+Start: lock the store → open it → doors open, health NOT_SERVING → unseal if a passphrase is at hand → load → health
+SERVING. Stop:  health NOT_SERVING → refuse what is new → wait for what was admitted → close the doors → flush the
+ledger → close (W-29).
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import grpc
+import structlog
+
+from tessera.keystore.errors import ApiMisuse, Conflict, NotFound, Unavailable
+from tessera.keystore.secrets import Passphrase
+from tessera.keystore.store import Store
+from tessera.keystore.store.store import DATABASE
+from tessera.server.boundary import Boundary
+from tessera.server.clock import Clock, SystemClock
+from tessera.server.config import Settings, unknown_environment
+from tessera.server.logs import configure_logging
+from tessera.server.master import read_master
+from tessera.server.metrics import Metrics
+from tessera.server.node import Node
+from tessera.server.scrape import MetricsServer
+from tessera.server.services.admin import AdminService
+from tessera.server.services.health import Health
+from tessera.server.services.inference import MEASURED, InferenceService, register
+from tessera.server.services.licensing import LicensingService
+from tessera.server.services.reflection import add_reflection
+from tessera.v1 import admin_pb2_grpc, licensing_pb2_grpc
+
+LOCK_FILE: Final = "serve.lock"
+ADMIN_CLOSE_S: Final = 0.2
+_log = structlog.get_logger("tessera.app")
+
+
+def software_version() -> str:
+    """Return the version of the installed distribution; "0" when it runs from a bare checkout."""
+    try:
+        return version("tessera-appliance")
+    except PackageNotFoundError:
+        return "0"
+
+
+class Appliance:
+    """A whole appliance as an async context manager; ports that were 0 in the settings are real once it is entered.
+
+    `passphrase` unseals the store at once; without it, and without `settings.master`, the node starts sealed.
+    """
+
+    def __init__(self, settings: Settings, *, passphrase: Passphrase | None = None, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.port = settings.port
+        """gRPC port."""
+        self.metrics_port = settings.metrics_port
+        """Prometheus port; 0 when there is none."""
+        self.admin_socket: Path = settings.admin_path
+        """The operator's socket."""
+        self.metrics = Metrics(version=software_version())
+        self.health = Health()
+        self._passphrase = passphrase
+        self._clock = clock or SystemClock()
+        self._node: Node | None = None
+        self._exits = contextlib.AsyncExitStack()
+        self._draining = False
+
+    @property
+    def node(self) -> Node:
+        """What is behind the doors. Raises `ApiMisuse` before the appliance is entered."""
+        if self._node is None:
+            raise ApiMisuse("the appliance has not been started")
+        return self._node
+
+    async def __aenter__(self) -> Self:
+        """Start everything. Raises `NotFound`, `Conflict`, `WrongKey`, `Unavailable`; then nothing is left running."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._exits.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.drain()
+        await self._exits.aclose()
+
+    async def drain(self) -> None:
+        """Show NOT_SERVING for good, refuse what is new, and wait for what was admitted; may be called twice."""
+        if self._node is not None and not self._draining:
+            self._draining = True
+            await self.health.drain()
+            await self._node.drain()
+
+    async def _start(self) -> None:
+        settings = self.settings
+        passphrase = self._passphrase or (None if settings.master is None else read_master(settings.master))
+        self._passphrase = None
+        self._exits.enter_context(_exclusive(settings.directory))
+        store = await asyncio.to_thread(Store.open, settings.directory)
+        await self.health.show(serving=False)
+        try:
+            node = Node(store, settings, self._clock, self.metrics, announce=self._announce)
+        except BaseException:
+            store.close()
+            raise
+        self._node = node
+        self._exits.push_async_callback(node.close)
+        watcher = asyncio.create_task(node.watch_revocations())
+        self._exits.push_async_callback(_cancel, watcher)
+        await self._open_doors(node)
+        if settings.metrics:
+            self._serve_metrics()
+        if passphrase is not None:
+            await node.unseal(passphrase)
+        _log.info("started", port=self.port, metrics_port=self.metrics_port, sealed=store.sealed)
+
+    async def _open_doors(self, node: Node) -> None:
+        settings, boundary = self.settings, self._boundary()
+        server = grpc.aio.server(interceptors=(boundary,), options=_options(settings))
+        inference = InferenceService(
+            node.gate,
+            node.models,
+            clock=self._clock,
+            limits=settings.limits,
+            metrics=self.metrics,
+            version=software_version(),
+            ready=lambda: not node.store.sealed and not self._draining,
+        )
+        register(inference, server)
+        licensing_pb2_grpc.add_LicensingServiceServicer_to_server(LicensingService(node), server)
+        self.health.add_to(server)
+        if settings.reflection:
+            add_reflection(server)
+        self.port = _bind(server, settings, _credentials(settings.directory))
+        await server.start()
+        self._exits.push_async_callback(server.stop, settings.limits.close_grace_s)
+        await self._open_admin(node, boundary)
+
+    async def _open_admin(self, node: Node, boundary: Boundary) -> None:
+        server = grpc.aio.server(interceptors=(boundary,), options=_options(self.settings))
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminService(node, version=software_version()), server)
+        _bind_socket(server, self.admin_socket)
+        await server.start()
+        self._exits.callback(self.admin_socket.unlink, missing_ok=True)
+        self._exits.push_async_callback(server.stop, ADMIN_CLOSE_S)
+
+    def _boundary(self) -> Boundary:
+        return Boundary(
+            self.metrics,
+            max_message_bytes=self.settings.limits.max_message_bytes,
+            measured_elsewhere=MEASURED,
+        )
+
+    def _serve_metrics(self) -> None:
+        server = MetricsServer(self.metrics.registry, host=self.settings.metrics_host, port=self.settings.metrics_port)
+        self.metrics_port = server.port
+        self._exits.push_async_callback(asyncio.to_thread, server.close)
+
+    async def _announce(self, serving: bool) -> None:
+        await self.health.show(serving=serving)
+
+
+async def serve(settings: Settings, *, passphrase: Passphrase | None = None) -> None:
+    """Run an appliance until SIGTERM or SIGINT, then drain it and return; a second signal ends the wait for the drain.
+
+    Raises what `Appliance.__aenter__` raises. Core dumps are switched off for the process: it holds keys and weights.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    configure_logging(settings.log_level, settings.log_format)
+    for name in unknown_environment():
+        _log.warning("environment variable names no setting", name=name)
+    loop = asyncio.get_running_loop()
+    asked, again = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (again if asked.is_set() else asked).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        async with Appliance(settings, passphrase=passphrase) as appliance:
+            await asked.wait()
+            _log.info("draining")
+            drained, impatient = asyncio.ensure_future(appliance.drain()), asyncio.ensure_future(again.wait())
+            await asyncio.wait((drained, impatient), return_when=asyncio.FIRST_COMPLETED)
+            for task in (drained, impatient):
+                task.cancel()
+        _log.info("stopped")
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    limits = settings.limits
+    return [
+        ("grpc.max_receive_message_length", limits.max_message_bytes + limits.message_headroom_bytes),
+        ("grpc.max_send_message_length", limits.max_answer_bytes),
+        ("grpc.max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", limits.max_streams),
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _credentials(directory: Path) -> grpc.ServerCredentials:
+    folder = directory / "tls"
+    try:
+        pair = (folder / "server.key").read_bytes(), (folder / "server.pem").read_bytes()
+    except OSError:
+        raise NotFound("the server's certificate or key cannot be read in the store's folder tls") from None
+    return grpc.ssl_server_credentials([pair])
+
+
+def _bind(server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerCredentials) -> int:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        port = server.add_secure_port(f"{host}:{settings.port}", credentials)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise Unavailable(f"the port {settings.port} cannot be bound", remedy="is another server running?")
+    return port
+
+
+def _bind_socket(server: grpc.aio.Server, path: Path) -> None:
+    """Bind the operator's socket with mode 0600 from its first moment."""
+    umask = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+        path.chmod(0o600)
+    except (RuntimeError, OSError):
+        raise Unavailable(
+            "the operator's socket cannot be bound", remedy="a socket's path has at most 107 bytes; set admin_socket"
+        ) from None
+    finally:
+        os.umask(umask)
+
+
+@contextlib.contextmanager
+def _exclusive(directory: Path) -> Iterator[None]:
+    """Hold the store's lock: two servers on one store would each count a licence's samples for themselves."""
+    if not (directory / DATABASE).is_file():
+        raise NotFound("there is no key store here", reason="not-initialised", remedy="run: tessera keystore init")
+    try:
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        raise Unavailable("the key store's directory cannot be written") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Conflict("another server is running on this key store") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

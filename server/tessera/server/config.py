@@ -1,0 +1,181 @@
+"""Settings of the appliance: TOML file < `TESSERA_*` environment < flags; every limit is a named number here.
+
+Nested names are joined by two underscores in the environment (`TESSERA_LIMITS__MAX_SESSIONS=64`). Unknown keys in the
+file or the flags are refused. No setting holds a secret: `master` says where the passphrase is, and its value is never
+echoed.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from tessera.keystore.errors import Malformed, NotFound
+
+MIB = 1024 * 1024
+ENV_PREFIX = "TESSERA_"
+MASTER_SCHEMES = ("file", "env", "fd")
+
+Count = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Limits(BaseModel):
+    """Every cap of the server, with its unit in its name; nothing that a peer sends is unbounded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_message_bytes: Count = 4 * MIB
+    """Largest message a peer may send; a larger one is INVALID_ARGUMENT `message-too-large` (rule W-7)."""
+    message_headroom_bytes: Count = 4 * MIB
+    """How far past `max_message_bytes` the transport still reads, so that we can answer with a reason."""
+    max_answer_bytes: Count = 64 * MIB
+    """Largest message the server sends."""
+    max_metadata_bytes: Count = 32 * 1024
+    """Largest set of request headers."""
+    max_licence_bytes: Count = 64 * 1024
+    """Longest licence, grant or revocation token."""
+    max_tensor_bytes: Count = 4 * MIB
+    """Largest single tensor of a request."""
+    max_tensors: Count = 64
+    """Most inputs in one request."""
+    max_rank: Count = 8
+    """Most dimensions of one tensor."""
+    max_request_id_bytes: Count = 128
+    """Longest request id, printable ASCII."""
+    max_queue_samples: Count = 4096
+    """Samples waiting for one model variant before `queue-full`."""
+    max_batch_samples: Count = 64
+    """Most samples the batcher puts into one batch; a package's own maximum also holds."""
+    max_streams: Count = 1024
+    """Concurrent calls on one connection."""
+    max_stream_window: Count = 64
+    """Frames of one stream in flight at a time; the next is read when one is answered."""
+    max_sessions: Count = 4096
+    """Live sessions on this node."""
+    max_challenges: Count = 4096
+    """Answered challenges remembered until they expire, so that each is good once."""
+    session_ttl_s: Seconds = 3600.0
+    """Seconds a session lives without renewal; never past the licence's own end."""
+    challenge_ttl_s: Seconds = 60.0
+    """Seconds a challenge may be answered."""
+    clock_tolerance_s: Seconds = 300.0
+    """Seconds the clock may lie behind the newest time on record before licences cannot be judged."""
+    drain_grace_s: Seconds = 20.0
+    """Seconds that work in flight gets to finish after SIGTERM."""
+    close_grace_s: Seconds = 1.0
+    """Seconds that open connections then get before they are cut."""
+    revocation_poll_s: Seconds = 5.0
+    """Seconds between looks at the store for revocations that another process has put in force."""
+    usage_page_records: Count = 500
+    """Ledger records in one message of a usage export."""
+
+
+class Settings(BaseSettings):
+    """What one appliance runs with. Build it with `load_settings`; tests may call the class itself."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    directory: Path
+    """The key store's directory, made by `tessera keystore init`."""
+    host: str = "127.0.0.1"
+    """Address the gRPC port is bound to; `0.0.0.0` opens it to the network."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8001
+    """gRPC port; 0 picks a free one."""
+    metrics_host: str = "127.0.0.1"
+    """Address the metrics port is bound to."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 8002
+    """Prometheus port; 0 picks a free one."""
+    metrics: bool = True
+    """Whether `/metrics` is served."""
+    admin_socket: Path | None = None
+    """The operator's Unix socket; default `admin.sock` in the store's directory."""
+    master: str | None = None
+    """Where the store's passphrase is: `file:PATH`, `env:NAME` or `fd:NUMBER`. Without it the node starts sealed."""
+    reflection: bool = False
+    """Whether gRPC server reflection is served."""
+    device: str = "auto"
+    """Torch device of the models: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Torch threads of one operation; 0 leaves torch's default."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe event that is logged."""
+    log_format: Literal["json", "console"] = "json"
+    """One JSON object a line, or text for people."""
+    limits: Limits = Limits()
+    """The caps."""
+
+    @field_validator("master")
+    @classmethod
+    def _master_is_a_source(cls, value: str | None) -> str | None:
+        if value is not None and value.partition(":")[0] not in MASTER_SCHEMES:
+            raise ValueError("must be file:PATH, env:NAME or fd:NUMBER, never the passphrase itself")
+        return value
+
+    @property
+    def admin_path(self) -> Path:
+        """Path of the operator's socket."""
+        return self.admin_socket or self.directory / "admin.sock"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: flags, then environment, then the TOML file that `load_settings` names."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(file: Path | None = None, **flags: Any) -> Settings:
+    """Return the settings of `file` < environment < `flags` (a flag that is None is not given).
+
+    Raises `NotFound` when `file` does not exist and `Malformed` naming each wrong key; values are never repeated.
+    """
+    if file is not None and not file.is_file():
+        raise NotFound(f"no settings file at {file}", remedy="check the path given to --config")
+
+    class FileSettings(Settings):
+        """`Settings` bound to one file."""
+
+        model_config = SettingsConfigDict(toml_file=file)
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        loaded = FileSettings(**given)
+    except ValidationError as error:
+        raise Malformed(_sentence(error), remedy="see docs for the settings' names and ranges") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise Malformed(f"settings file {file} is not valid TOML") from None
+    except ValueError:
+        # pydantic-settings raises its own ValueErrors for an environment value that should be JSON and is not.
+        raise Malformed("an environment setting cannot be read; nested ones are spelled TESSERA_LIMITS__NAME") from None
+    return Settings.model_construct(**{name: getattr(loaded, name) for name in Settings.model_fields})
+
+
+def unknown_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names of `TESSERA_*` variables that name no setting; the server warns of them at its start.
+
+    They are not refused, because other programs of ours read variables with the same prefix.
+    """
+    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
+    known |= {f"{ENV_PREFIX}LIMITS__{name.upper()}" for name in Limits.model_fields}
+    return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)
+
+
+def _sentence(error: ValidationError) -> str:
+    faults = (
+        f"{'.'.join(str(part) for part in fault['loc']) or 'settings'}: {fault['msg']}"
+        for fault in error.errors(include_input=False, include_context=False, include_url=False)
+    )
+    return "wrong settings: " + "; ".join(faults)

@@ -1,0 +1,198 @@
+"""From a sealed package to something that runs: plaintext weights exist in the tensors that use them and nowhere else.
+
+The package's program is a `torch.export` archive without weights. Tensors are allocated first, decrypted chunk by chunk
+straight into their memory, and given to the program (rule W-30). Loading writes no file.
+"""
+
+import io
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.export.passes import move_to_device_pass
+
+from tessera.keystore.errors import Malformed, Tampered, TesseraError
+from tessera.keystore.package import Manifest, TensorSpec, UnlockedPackage
+from tessera.server.engine.datatypes import DATATYPES, STORED
+
+Array = npt.NDArray[Any]
+
+_ONE_AT_A_TIME = threading.Lock()
+"""torch.export.load keeps its deserialiser in a global and fails when two threads load at once (torch 2.13)."""
+
+
+class Program(Protocol):
+    """What a batcher runs. Executors of other kinds (compiled, foreign runtimes) implement exactly this."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The contract that inputs were checked against."""
+
+    @property
+    def max_batch(self) -> int:
+        """Largest number of samples in one call."""
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of weights and buffers on the device."""
+
+    def run(self, parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+        """Join `parts` along the batch axis, run once, and return every output, batch axis first, row-major."""
+
+    def erase(self) -> None:
+        """Overwrite the weights and free their memory; the program does not run again."""
+
+
+class LoadedProgram:
+    """A program with its weights on a device; bit-identical to the vendor's module in eager mode."""
+
+    def __init__(self, manifest: Manifest, module: torch.nn.Module, device: torch.device) -> None:
+        self._manifest = manifest
+        self._module = module
+        self._device = device
+        self._inputs = tuple((spec.name, DATATYPES[spec.datatype]) for spec in manifest.inputs)
+        self._outputs = tuple((spec.name, DATATYPES[spec.datatype]) for spec in manifest.outputs)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The package's manifest."""
+        return self._manifest
+
+    @property
+    def max_batch(self) -> int:
+        """Largest number of samples in one call, from the manifest."""
+        return self._manifest.max_batch
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of weights and buffers on the device."""
+        return sum(tensor.nbytes for tensor in self._module.state_dict().values())
+
+    def run(self, parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+        """Join `parts` along axis 0, run the module under the caller's inference mode, and return numpy outputs.
+
+        BF16 travels as uint16. Only the thread of an `Executor` calls this.
+        """
+        tensors = [self._gather(name, kind.torch_dtype, parts) for name, kind in self._inputs]
+        results = _flatten(self._module(*tensors))
+        return {
+            name: _to_numpy(result, kind.numpy_dtype)
+            for (name, kind), result in zip(self._outputs, results, strict=True)
+        }
+
+    def erase(self) -> None:
+        """Overwrite the weights with zeros and free their memory at once, whoever still refers to the module."""
+        with torch.no_grad():
+            for tensor in (*self._module.parameters(), *self._module.buffers()):
+                tensor.zero_()
+                tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+
+    def warm_up(self) -> None:
+        """Run zeros at batch sizes 1 and `max_batch` and hold every output to the contract.
+
+        Raises `Malformed` when the program does not give what its manifest promises.
+        """
+        for samples in dict.fromkeys((1, self.max_batch)):
+            part = {
+                spec.name: np.zeros((samples, *spec.shape[1:]), DATATYPES[spec.datatype].numpy_dtype)
+                for spec in self._manifest.inputs
+            }
+            try:
+                tensors = [self._gather(name, kind.torch_dtype, [part]) for name, kind in self._inputs]
+                results = _flatten(self._module(*tensors))
+            except Exception as error:
+                raise Malformed(f"the program does not run at batch size {samples}") from error
+            _check_outputs(self._manifest.outputs, results, samples)
+
+    def _gather(self, name: str, dtype: torch.dtype, parts: Sequence[Mapping[str, Array]]) -> torch.Tensor:
+        """Return one fresh tensor on the device; always a copy, for what arrived is read-only and may be unaligned."""
+        joined = np.concatenate([part[name] for part in parts])
+        tensor = torch.from_numpy(joined)
+        if dtype is torch.bfloat16:
+            tensor = tensor.view(torch.bfloat16)
+        return tensor if self._device.type == "cpu" else tensor.to(self._device)
+
+
+def load_sealed(package: UnlockedPackage, device: torch.device | str = "cpu") -> LoadedProgram:
+    """Return the package's program with its weights decrypted into memory on `device`.
+
+    Raises `Tampered` ("package-tampered") for a package that fails its authentication and `Malformed` for an authentic
+    one whose program, tensors and manifest do not belong together.
+    """
+    where = torch.device(device)
+    for spec in (*package.manifest.inputs, *package.manifest.outputs):
+        _check_spec(spec)
+    state = {part.name: _read_tensor(package, part.name, part.dtype, part.shape) for part in package.tensors}
+    try:
+        archive = io.BytesIO(package.read_program())
+        with _ONE_AT_A_TIME:
+            program = torch.export.load(archive)
+    except TesseraError:
+        raise
+    except Exception as error:
+        raise Malformed("the program of the package cannot be loaded by this version of torch") from error
+    module = _join(program, state, where)
+    return LoadedProgram(package.manifest, module, where)
+
+
+def _join(
+    program: torch.export.ExportedProgram, state: dict[str, torch.Tensor], device: torch.device
+) -> torch.nn.Module:
+    """Give the program its weights; the names and shapes must be exactly those it asks for."""
+    wanted = program.state_dict
+    if set(wanted) != set(state) or any(wanted[name].shape != state[name].shape for name in state):
+        raise Malformed("the tensors of the package are not those that its program asks for")
+    try:
+        if device.type == "cpu":
+            module: torch.nn.Module = program.module(check_guards=False)
+            module.load_state_dict(state, strict=True, assign=True)
+            return module
+        wanted.update(state)  # the pass moves real tensors, and devices that the graph names
+        return move_to_device_pass(program, str(device)).module(check_guards=False)
+    except Exception as error:
+        raise Malformed("the program of the package does not take its tensors") from error
+
+
+def _read_tensor(package: UnlockedPackage, name: str, dtype: str, shape: Sequence[int]) -> torch.Tensor:
+    stored = STORED.get(dtype)
+    if stored is None:
+        raise Malformed(f"this server knows no tensors of type {dtype}")
+    tensor = torch.empty(tuple(shape), dtype=stored)
+    if tensor.numel():
+        raw = tensor.reshape(-1).view(torch.uint8).numpy()
+        package.read_tensor_into(name, memoryview(raw.data))
+    return tensor
+
+
+def _check_spec(spec: TensorSpec) -> None:
+    if spec.datatype not in DATATYPES:
+        raise Malformed(f"this server cannot serve tensors of type {spec.datatype}")
+    if not spec.shape or spec.shape[0] != -1 or any(dimension < 1 for dimension in spec.shape[1:]):
+        raise Malformed("the contract has a shape that is not a batch axis and fixed dimensions")
+
+
+def _check_outputs(specs: Sequence[TensorSpec], results: Sequence[torch.Tensor], samples: int) -> None:
+    if len(results) != len(specs):
+        raise Malformed(f"the program gives {len(results)} outputs and its contract names {len(specs)}")
+    for spec, result in zip(specs, results, strict=True):
+        expected = (samples, *spec.shape[1:])
+        if tuple(result.shape) != expected or result.dtype is not DATATYPES[spec.datatype].torch_dtype:
+            raise Malformed(f"output {spec.name} of the program is not what its contract says")
+
+
+def _flatten(result: object) -> list[torch.Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(result)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _to_numpy(tensor: torch.Tensor, dtype: "np.dtype[Any]") -> Array:
+    flat = tensor.detach().to("cpu").contiguous()
+    if flat.dtype is torch.bfloat16:
+        return flat.view(torch.uint16).numpy()
+    array: Array = flat.numpy()
+    if array.dtype != dtype:
+        raise Tampered("the program changed its output type between calls", reason="internal")
+    return array

@@ -1,0 +1,1 @@
+"""The gRPC services: convert, call, convert. Rules live in `admission` and `metering`, work in `engine`."""

@@ -1,0 +1,99 @@
+"""What the node may do with secrets while the store is unsealed: open grants, sign, issue.
+
+The node's identity is decrypted once and kept until `forget`, because every receipt needs it; nothing else is kept.
+"""
+
+import threading
+
+from tessera.keystore import grant as grants
+from tessera.keystore.errors import NotFound, TesseraError
+from tessera.keystore.grant import Grant, NodeKeys, PackageSecrets
+from tessera.keystore.identity import Identity
+from tessera.keystore.secrets import ContentKey
+from tessera.keystore.store import Store
+from tessera.keystore.usage import UsageRecord, sign_checkpoint, sign_receipt
+
+
+class Vault:
+    """The store's secrets, put to their uses. Every method raises `SealedError` while the store is sealed; any
+    thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._identity: Identity | None = None
+
+    def identity(self) -> Identity:
+        """Return the node's identity."""
+        with self._lock:
+            if self._identity is None:
+                self._identity = self._store.node_identity()
+            return self._identity
+
+    def forget(self) -> None:
+        """Drop the identity from memory, for sealing."""
+        with self._lock:
+            self._identity = None
+
+    def open_grant(self, grant: Grant) -> NodeKeys:
+        """Return the keys that a verified grant holds for this node. Raises `Denied` or `WrongKey`."""
+        return grants.open_for_node(grant, self.identity())
+
+    def content_key(self, package_id: str) -> ContentKey:
+        """Return a package's key from an installed grant, or from its secrets where the store has them.
+
+        Raises `NotFound` `grant-missing` when neither is there.
+        """
+        for installed in self._store.licences():
+            for grant in installed.grants:
+                if grant.package_id == package_id:
+                    return self.open_grant(grant).content_key
+        secrets = self._store.package_secrets(package_id)
+        if secrets is not None:
+            return secrets.content_key
+        raise NotFound(
+            "no installed grant holds the package's key",
+            reason="grant-missing",
+            remedy="install a licence with its grant; the first buyer to open a session with a grant does so too",
+        )
+
+    def has_content_key(self, package_id: str) -> bool:
+        """Tell whether `content_key` would find one."""
+        try:
+            self.content_key(package_id)
+        except TesseraError:
+            return False
+        return True
+
+    def receipt(self, record: UsageRecord) -> str:
+        """Return the node's signature over a record."""
+        return sign_receipt(record, self.identity())
+
+    def checkpoint(self, now_s: float) -> str:
+        """Return the node's signature over the ledger's head as it is now."""
+        sequence, head = self._store.ledger_head()
+        identity = self.identity()
+        return sign_checkpoint(identity.key_id, sequence, head, int(now_s * 1_000_000), identity)
+
+    def issuer(self, issuer_id: str) -> Identity:
+        """Return the vendor's identity that this node issues licences as. Raises `NotFound` `issuer-absent`."""
+        issuer = self._store.issuer_identity()
+        if issuer is None or issuer.key_id != issuer_id:
+            raise NotFound(
+                "this store does not hold the issuer key of that package",
+                reason="issuer-absent",
+                remedy="issue the licence where the issuer key is, and install it here",
+            )
+        return issuer
+
+    def package_secrets(self, package_id: str) -> PackageSecrets:
+        """Return what grants for a package are made from. Raises `NotFound` `issuer-absent` when they were not
+        given."""
+        secrets = self._store.package_secrets(package_id)
+        if secrets is None:
+            raise NotFound(
+                "this store does not hold the secrets of that package",
+                reason="issuer-absent",
+                remedy="publish the package with its secrets, or issue the licence where they are",
+            )
+        return secrets
