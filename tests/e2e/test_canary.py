@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from support.appliance import KEYED, PASSPHRASE, Site, make_site
 from support.background import file, images
 from support.keys import BUYER, CONTENT_KEY, INPUT_KEY, ISSUER, OTHER_BUYER, OTHER_INPUT_KEY
 from support.models import Digits, seeded
 from support.process import ServerProcess
-
 from tessera.client import Client, ClientError
 from tessera.keystore.errors import TesseraError
 from tessera.keystore.proof import confirmation_key
@@ -109,7 +109,7 @@ def test_nothing_that_is_left_behind_holds_a_secret(tmp_path: Path, monkeypatch:
         store.unseal(PASSPHRASE)
         secrets = SECRETS | weight_samples() | {f"session token {n}": token for n, token in enumerate(tokens)}
         secrets["node's identity"] = store.node_identity().export_secret().reveal()
-        print(repr(store), repr(store.node_identity()))
+        seen += f"{store!r} {store.node_identity()!r} {store.packages()!r} {store.licences()!r}"
     places = {str(path): raw for path, raw in while_running.items()}
     places |= {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     places["what a client sees"] = seen.encode()

@@ -39,7 +39,7 @@ def stream_until_killed(client: Client, server: ServerProcess, answers_before: i
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_fifty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
-    """After each of fifty kills in mid-stream, every received answer is in the ledger exactly once, as its receipt says."""
+    """After fifty kills in mid-stream every received answer is in the ledger exactly once, as its receipt says."""
     site = make_site(tmp_path, (KEYED,))
     licence = file(site, KEYED, sessions=1000)
     moments = random.Random(50)
