@@ -1,9 +1,11 @@
 """Running the `tessera` command inside the test's process, and small files for it to work on."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner, Result
 
 from tessera.cli.main import app
@@ -43,6 +45,17 @@ def passphrase_file(folder: Path, text: str = PASSPHRASE) -> Path:
     path.touch(mode=0o600)
     path.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def need_usual_ports() -> None:
+    """Skip the test, visibly, where another program holds the ports that a server takes when it is told none."""
+    for port in (8001, 8002):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                pytest.skip(f"port {port} of this machine is taken")
 
 
 _OURS = (

@@ -1,1 +1,1 @@
-"""tessera.cli"""
+"""The `tessera` command: thin, and it loads a room only when one of its sub-commands runs."""

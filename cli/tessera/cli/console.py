@@ -1,0 +1,95 @@
+"""What the commands say: one JSON document, or lines and tables, on standard output; progress on standard error."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+WIDTH_WITHOUT_TERMINAL = 160
+"""Columns assumed when output goes to a file or a pipe, so that key ids are not broken in two."""
+
+Advance = Callable[[int, int], None]
+"""Progress callback: (steps done, steps in total)."""
+
+
+def out() -> "Console":
+    """Return a console on the standard output of this moment."""
+    return _console(sys.stdout)
+
+
+def err() -> "Console":
+    """Return a console on the standard error of this moment; progress and notes go here."""
+    return _console(sys.stderr)
+
+
+def emit(document: Mapping[str, Any], *, as_json: bool, show: Callable[[], Iterable["RenderableType"]]) -> None:
+    """Print `document` as one line of JSON, or what `show` yields for a person."""
+    if as_json:
+        print(json.dumps(document), flush=True)
+        return
+    console = out()
+    for item in show():
+        console.print(item, soft_wrap=isinstance(item, str), markup=False)
+
+
+def fields(pairs: Mapping[str, object]) -> "Table":
+    """Return a two-column listing of `pairs`; `None` prints as a dash."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs.items():
+        grid.add_row(Text(name), Text("–" if value is None else str(value)))
+    return grid
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> "Table":
+    """Return a table of plain text cells; numbers are right-aligned, `None` prints as a dash."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [list(row) for row in rows]
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        numeric = bool(cells) and all(isinstance(row[index], int | float) for row in cells)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        made.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
+    return made
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Advance]:
+    """Show a progress bar on standard error while the block runs; yields the callback that moves it."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err()) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+        last = bar.tasks[0]
+        bar.update(task, total=last.total or 1, completed=last.total or 1)
+
+
+def note(sentence: str) -> None:
+    """Print one line for the person at the terminal, on standard error."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _console(stream: Any) -> "Console":
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL)

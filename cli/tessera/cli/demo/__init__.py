@@ -1,0 +1,1 @@
+"""The demo: one model goes from training to metered answers, for real, and everything that must fail fails."""

@@ -1,0 +1,64 @@
+"""The `tessera` command: what there is, and the entry point."""
+
+import typer
+
+from tessera.cli import console
+from tessera.cli.boundary import BoundaryGroup
+from tessera.cli.demo.command import demo
+from tessera.cli.health import health
+from tessera.cli.infer import infer
+from tessera.cli.keys import identity_app, keys_app
+from tessera.cli.keystore import keystore_app
+from tessera.cli.licence import licence_app
+from tessera.cli.model import model_app
+from tessera.cli.options import JsonFlag
+from tessera.cli.package import package_app
+from tessera.cli.protect import protect_app
+from tessera.cli.serve import serve
+from tessera.cli.usage import usage_app
+
+app = typer.Typer(
+    name="tessera",
+    cls=BoundaryGroup,
+    help="Models that work for licensed buyers only: protect, package, license, serve, meter.",
+    epilog="Every command takes --help. Exit status: 0 done, 1 refused or failed, 2 usage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+VENDOR, OPERATOR, BUYER, ALL = "Vendor", "Operator", "Buyer", "Everyone"
+
+app.add_typer(keys_app, name="keys", rich_help_panel=VENDOR)
+app.add_typer(protect_app, name="protect", rich_help_panel=VENDOR)
+app.add_typer(package_app, name="package", rich_help_panel=VENDOR)
+app.add_typer(licence_app, name="licence", rich_help_panel=VENDOR)
+app.add_typer(keystore_app, name="keystore", rich_help_panel=OPERATOR)
+app.command("serve", rich_help_panel=OPERATOR, epilog="Example: tessera serve node --listen 0.0.0.0:8001")(serve)
+app.add_typer(model_app, name="model", rich_help_panel=OPERATOR)
+app.add_typer(usage_app, name="usage", rich_help_panel=OPERATOR)
+app.add_typer(identity_app, name="identity", rich_help_panel=BUYER)
+app.command(
+    "infer",
+    rich_help_panel=BUYER,
+    epilog="Example: tessera infer --server node:8001 --ca ca.pem --identity ada.key --licence ada.licence "
+    "--model digits scans.npy",
+)(infer)
+app.command("health", rich_help_panel=ALL, epilog="Example: tessera health --server node:8001 --ca ca.pem")(health)
+app.command("demo", rich_help_panel=ALL, epilog="Example: tessera demo --keep demo-out --json demo.json")(demo)
+
+
+@app.command("version", rich_help_panel=ALL, epilog="Example: tessera version --json")
+def version(as_json: JsonFlag = False) -> None:
+    """Print the versions of Tessera and of Python."""
+    import platform
+
+    from tessera.client._version import __version__
+
+    document = {"tessera": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    app()

@@ -1,0 +1,76 @@
+"""The walk-throughs of docs/guides work as they are printed."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.cli import invoke, need_usual_ports
+
+GUIDES = Path(__file__).parents[3] / "docs" / "guides"
+ORDER = (
+    *(("vendor", 0), ("operator", 0), ("buyer", 0), ("vendor", 1), ("operator", 1), ("buyer", 1)),
+    *(("operator", 2), ("vendor", 2), ("operator", 3)),
+)
+"""Who acts when: vendor and operator wait for what the others send them."""
+
+
+def blocks(guide: str) -> list[str]:
+    """Return the shell blocks of a guide."""
+    return re.findall(r"```sh\n(.*?)```", (GUIDES / f"{guide}.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Return every `tessera` command line in the guides, split into words."""
+    text = "\n".join(block for guide in ("vendor", "operator", "buyer") for block in blocks(guide))
+    lines = re.findall(r"^(?:until )?(tessera .*)$", text.replace("\\\n", " "), re.MULTILINE)
+    return [shlex.split(re.split(r"\s2?>", line)[0]) for line in lines]
+
+
+@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words[1:3]))
+def test_each_command_of_the_guides_exists_with_its_options(words: list[str]) -> None:
+    """A renamed option would strand whoever follows the guide."""
+    path = words[1:2] if words[1] in {"serve", "infer", "health"} else words[1:3]
+    shown = invoke(*path, "--help", COLUMNS="200").stdout
+    for option in (word for word in words if word.startswith("--")):
+        assert option in shown
+
+
+def test_every_shell_block_has_its_turn() -> None:
+    """No block of the three guides is left out below."""
+    assert sorted(ORDER) == sorted(
+        (guide, at) for guide in ("vendor", "operator", "buyer") for at in range(_count(guide))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_the_three_walk_throughs_work_when_pasted(tmp_path: Path) -> None:
+    """Vendor, operator and buyer in one folder, in the order in which they need each other, on the usual ports."""
+    need_usual_ports()
+    quick = {"train --recipe digits": "train --epochs 3 --recipe digits", "serve node": "serve node --threads 1"}
+    script = "\n".join(blocks(guide)[at] for guide, at in ORDER)
+    for old, new in quick.items():
+        script = script.replace(old, new)
+    beside = Path(sys.executable).parent
+    environment = {"PATH": f"{beside}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "-c", f"set -eE\ntrap 'kill %1' ERR\n{script}"],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "contract ended" not in done.stderr
+    assert len(list((tmp_path / "receipts").iterdir())) == 1
+
+
+def _count(guide: str) -> int:
+    return len(blocks(guide))

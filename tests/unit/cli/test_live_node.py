@@ -1,0 +1,121 @@
+"""The operator's and the buyer's commands against a real server: real TLS, real socket, a small real model."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from support import keys
+from support.appliance import KEYED, PASSPHRASE, PLAIN, Site, running
+from support.cli import document, refusal
+from tessera.keystore.keyfile import save_identity, save_input_key
+from tessera.keystore.licence import LicenceFile, write_licence_file
+
+pytestmark = pytest.mark.slow
+
+SECRET = {"TESSERA_PASSPHRASE": PASSPHRASE.reveal().decode()}
+
+
+@pytest.fixture(autouse=True)
+def _quiet_server() -> Iterator[None]:
+    """Keep the log of the server in this process out of the standard output that the commands write to."""
+    with capture_logs():
+        yield
+
+
+async def told(*arguments: object, **environment: str) -> dict[str, Any]:
+    """Run a command in a thread, because the server runs in this one."""
+    return await asyncio.to_thread(lambda: document(*arguments, **environment))
+
+
+async def refused(*arguments: object, **environment: str) -> dict[str, str]:
+    """As `told`, for a command that is refused."""
+    return await asyncio.to_thread(lambda: refusal(*arguments, **environment))
+
+
+def buyer_files(site: Site, folder: Path) -> list[object]:
+    """Write what a buyer has, with input that fits the model; return the arguments of `tessera infer`."""
+    licence = site.licence(kind=KEYED)
+    write_licence_file(folder / "licence", LicenceFile(licence.token, site.grant(licence, kind=KEYED).token))
+    save_identity(folder / "buyer.key", keys.BUYER)
+    np.save(folder / "scan.npy", np.arange(128, dtype=np.uint8).reshape(2, 8, 8))
+    arguments: list[object] = ["infer", folder / "scan.npy", "--model", KEYED.model, "--server", site.target]
+    arguments += ["--ca", site.directory / "ca.pem", "--identity", folder / "buyer.key"]
+    return [*arguments, "--licence", folder / "licence"]
+
+
+async def test_a_sealed_server_is_unsealed_and_sealed_by_command(tmp_path: Path) -> None:
+    """Health, status and refusals say so at each step; a wrong passphrase changes nothing."""
+    async with running(tmp_path, sealed=True) as site:
+        node, probe = site.directory, ("health", "--server", site.target, "--ca", site.directory / "ca.pem")
+        assert (await refused(*probe))["message"].endswith("NOT_SERVING")
+        wrong = {"TESSERA_PASSPHRASE": "wrong"}
+        assert (await refused("keystore", "unseal", node, **wrong))["reason"] == "wrong-passphrase"
+        assert (await told("keystore", "unseal", node, **SECRET))["sealed"] is False
+        assert (await told(*probe))["serving"] is True
+        assert (await told("keystore", "status", node))["server"] == "running"
+        assert (await told("keystore", "seal", node))["sealed"] is True
+        assert (await refused("usage", "export", "-k", node, "--out", tmp_path / "x"))["reason"] == "store-sealed"
+        assert not (tmp_path / "x").exists()
+
+
+async def test_a_buyer_infers_and_both_sides_verify_the_usage(tmp_path: Path) -> None:
+    """Predictions, the receipt on the buyer's disk, the report and the export speak of the same two samples."""
+    async with running(tmp_path, [KEYED]) as site:
+        infer = buyer_files(site, tmp_path)
+        found = await told(*infer, "--receipts", tmp_path / "receipts", "--top", 3)
+        assert [len(entry["top"]) for entry in found["predictions"]] == [3, 3]
+        (usage,) = found["usage"]
+        (entry,) = (await told("usage", "report", "-k", site.directory))["usage"]
+        assert entry["samples"] == usage["samples"] == 2
+        public = ("--node", site.directory / "node.pub")
+        receipt = tmp_path / "receipts" / f"{usage['sequence']}.receipt"
+        assert (await told("usage", "verify", receipt, *public))["request_id"] == usage["request_id"]
+        export = tmp_path / "usage.jsonl"
+        assert (await told("usage", "export", "-k", site.directory, "--out", export))["records"] == 1
+        assert (await told("usage", "verify", export, *public))["samples"] == 2
+
+
+async def test_a_wrong_input_key_is_refused_by_the_server(tmp_path: Path) -> None:
+    """The reason reaches the shell, and nothing is charged."""
+    async with running(tmp_path, [KEYED]) as site:
+        save_input_key(tmp_path / "other.key", keys.OTHER_INPUT_KEY)
+        error = await refused(*buyer_files(site, tmp_path), "--input-key", tmp_path / "other.key")
+        assert error["reason"] == "wrong-input-key"
+        assert (await told("usage", "report", "-k", site.directory))["usage"] == []
+
+
+async def test_models_are_published_loaded_and_unloaded_in_a_running_server(tmp_path: Path) -> None:
+    """The commands go through the socket, so the server knows at once."""
+    async with running(tmp_path) as site:
+        place = ("--keystore", site.directory)
+        package = tmp_path / f"{PLAIN.model}-{PLAIN.version}.tessera"
+        assert (await told("model", "publish", package, *place))["model"] == PLAIN.model
+        licence = site.licence()
+        write_licence_file(tmp_path / "licence", LicenceFile(licence.token, site.grant(licence).token))
+        installed = await told("licence", "install", tmp_path / "licence", *place)
+        assert installed["installed"] == [licence.licence_id]
+        assert (await told("model", "load", PLAIN.model, *place))["state"] == "ready"
+        assert (await told("model", "unload", PLAIN.model, *place))["state"] == "unloaded"
+        assert [entry["state"] for entry in (await told("model", "list", *place))["models"]] == ["unloaded"]
+        assert (await refused("model", "load", "absent", *place))["reason"] == "model-unknown"
+
+
+async def test_revoking_closes_the_sessions_of_a_running_server(tmp_path: Path) -> None:
+    """`licence revoke --keystore` tells how many sessions it ended."""
+    async with running(tmp_path) as site:
+        save_identity(tmp_path / "acme.key", keys.ISSUER)
+        licence = site.licence()
+        await site.open(licence)
+        listed = ("--issuer", tmp_path / "acme.key", "--list", tmp_path / "list", "--keystore", site.directory)
+        assert (await told("licence", "revoke", licence.licence_id, *listed))["sessions_closed"] == 1
+
+
+async def test_keys_are_not_rotated_under_a_running_server(tmp_path: Path) -> None:
+    """The server would go on with the old ones."""
+    async with running(tmp_path) as site:
+        assert (await refused("keystore", "rotate", site.directory))["reason"] == "unavailable"
