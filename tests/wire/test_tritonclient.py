@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -151,10 +152,11 @@ async def test_without_the_header_there_is_no_answer(site: Site) -> None:
         with pytest.raises(InferenceServerException) as caught:
             await client.infer("digits", [tensor(triton_aio, x)])
         refusals.append(caught.value)
-        with pytest.raises(InferenceServerException) as caught:
+        with pytest.raises(grpc.aio.AioRpcError) as streamed:  # this one hands on gRPC's own error
             _ = [item async for item in client.stream_infer(requests())]
-        refusals.append(caught.value)
-    assert len(refusals) == 4
+    assert streamed.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert (streamed.value.details() or "").startswith("session-missing: ")
+    assert len(refusals) == 3
     for refusal in refusals:
         assert refusal.status() == "StatusCode.UNAUTHENTICATED"
         assert "session-missing" in refusal.message()

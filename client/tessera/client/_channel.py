@@ -1,0 +1,106 @@
+"""The client's end of gRPC: channels, methods by path, and what a failed call looks like to a plan."""
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from tessera.client._refusals import RpcFailed
+from tessera.keystore.errors import ApiMisuse, Malformed, NotFound
+
+DEFAULT_MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+MAX_ROOTS_BYTES: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to connect and how to know the server. `roots` None: the system's; `plaintext`: no TLS at all."""
+
+    target: str
+    roots: bytes | None
+    plaintext: bool
+    max_message_bytes: int
+
+    def sync_channel(self) -> grpc.Channel:
+        """Return a new blocking channel; it connects when first used."""
+        if self.plaintext:
+            return grpc.insecure_channel(self.target, options=self._options())
+        return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(self.roots), options=self._options())
+
+    def aio_channel(self) -> grpc.aio.Channel:
+        """Return a new asyncio channel of the running loop; it connects when first used."""
+        if self.plaintext:
+            return grpc.aio.insecure_channel(self.target, options=self._options())
+        return grpc.aio.secure_channel(self.target, grpc.ssl_channel_credentials(self.roots), options=self._options())
+
+    def _options(self) -> list[tuple[str, Any]]:
+        # Retries are ours, with the request id; two layers of them would multiply. And the channel must be ready to
+        # connect again when a retry comes: by default it sits out up to two minutes after a failure.
+        return [
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.enable_retries", 0),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+        ]
+
+
+def address(
+    target: str, root_certificates: str | Path | bytes | None, *, danger_plaintext: bool, max_message_bytes: int
+) -> Address:
+    """Return the checked address. Raises `ApiMisuse`; `NotFound` or `Malformed` for the file of certificates."""
+    if not danger_plaintext:
+        return Address(target, _roots(root_certificates), False, max_message_bytes)
+    if root_certificates is not None:
+        raise ApiMisuse("root_certificates and danger_plaintext exclude each other")
+    if not _is_loopback(target):
+        raise ApiMisuse(
+            "danger_plaintext reaches this very machine only: without TLS anybody on the way reads the session token",
+            remedy="Use TLS with the node's ca.pem as root_certificates.",
+        )
+    return Address(target, None, True, max_message_bytes)
+
+
+def _roots(given: str | Path | bytes | None) -> bytes | None:
+    if given is None:
+        return None
+    if not isinstance(given, bytes):
+        try:
+            with Path(given).open("rb") as file:
+                given = file.read(MAX_ROOTS_BYTES + 1)
+        except OSError:
+            raise NotFound(
+                "the file of root certificates cannot be read", remedy="Ask the operator for the node's ca.pem."
+            ) from None
+    if b"-----BEGIN CERTIFICATE-----" not in given or len(given) > MAX_ROOTS_BYTES:
+        raise Malformed("root_certificates holds no certificate in PEM form", remedy="Give the node's ca.pem.")
+    return given
+
+
+def _is_loopback(target: str) -> bool:
+    if target.startswith("unix:"):
+        return True
+    host = target.rpartition(":")[0].removeprefix("ipv4:").removeprefix("ipv6:").strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def failure(error: grpc.RpcError) -> RpcFailed:
+    """Return what a plan is told of a failed call, sync or aio: both kinds of error are also the call."""
+    call: Any = error
+    code = call.code() if hasattr(call, "code") else None
+    status = code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
+    return RpcFailed(status, str(call.details() or ""), metadata(call.trailing_metadata()))
+
+
+def metadata(pairs: Iterable[tuple[str, str | bytes]] | None) -> Mapping[str, str]:
+    """Return the textual pairs of some metadata by key."""
+    return {key: value for key, value in pairs or () if isinstance(value, str)}
