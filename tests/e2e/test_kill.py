@@ -89,6 +89,25 @@ def test_a_retry_after_the_crash_is_answered_and_charged_once(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("answers_before", [1, 20, 45])
+def test_sigterm_in_mid_stream_drains(tmp_path: Path, answers_before: int) -> None:
+    """A server told to stop in the middle of a stream exits 0, and everything it answered is in the ledger."""
+    site = make_site(tmp_path, (KEYED,))
+    licence = file(site, KEYED)
+    received: list[Answer] = []
+    with ServerProcess(site, tmp_path / "server.log") as server, buyer(site, server, licence) as client:
+        with contextlib.suppress(ClientError):
+            for answer in client.stream_detailed(KEYED.model, itertools.cycle(images(16)), window=8):
+                received.append(answer)
+                if len(received) == answers_before:
+                    server.ask_to_stop()
+        assert server.terminate() == 0
+    with Store.open(site.directory) as store:
+        recorded = store.usage_records()
+    assert [answer.receipt for answer in received] == recorded[: len(received)]
+
+
+@pytest.mark.slow
 def test_sigterm_finishes_what_was_admitted(tmp_path: Path) -> None:
     """A drained server exits 0, and what it answered on the way is in the ledger."""
     site = make_site(tmp_path, (KEYED,))

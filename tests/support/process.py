@@ -67,6 +67,11 @@ class ServerProcess:
         """How it ended; minus nine for a kill; None before the end."""
         return None if self._process is None else self._process.exitcode
 
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM and go on."""
+        assert self._process is not None
+        self._process.terminate()
+
     def terminate(self) -> int | None:
         """Send SIGTERM and return the exit code after the drain."""
         assert self._process is not None

@@ -13,6 +13,7 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tessera.keystore import _ed25519, canonical
@@ -76,7 +77,7 @@ def parse(token: str, *, typ: str, max_bytes: int = MAX_TOKEN_BYTES) -> Parsed:
     if len(parts) != 3:
         raise Malformed("a compact JWS has three parts")
     header, payload, signature = parts
-    key_id = _key_id(b64u_decode(header, max_bytes=MAX_HEADER_BYTES), typ)
+    key_id = _key_id(header, typ)
     claims = canonical.loads(b64u_decode(payload, max_bytes=max_bytes), max_bytes=max_bytes)
     if not isinstance(claims, dict):
         raise Malformed("the payload is not a JSON object")
@@ -106,7 +107,9 @@ def verify_parsed(token: str, *, typ: str, keys: Mapping[str, bytes], max_bytes:
     return parsed
 
 
-def _key_id(raw_header: bytes, typ: str) -> str:
+@lru_cache(maxsize=256)  # a header says who signed what kind of thing; every receipt of a node has the same one
+def _key_id(encoded_header: str, typ: str) -> str:
+    raw_header = b64u_decode(encoded_header, max_bytes=MAX_HEADER_BYTES)
     header = canonical.loads(raw_header, max_bytes=MAX_HEADER_BYTES)
     if not isinstance(header, dict) or header.keys() != {"alg", "kid", "typ"}:
         raise Malformed("the header has fields other than alg, kid and typ")
