@@ -14,7 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from tessera.keystore.errors import REASONS
 
 PHASES: Final = ("parse", "admit", "queue", "compute", "commit", "respond")
-"""Where the time of one request goes, in order; rule W-60."""
+"""Where the time of one request goes, in order; rule W-66."""
 
 _REQUEST_BUCKETS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _PHASE_BUCKETS: Final = (
@@ -72,7 +72,7 @@ class Metrics:
     """Every metric of one appliance, in a registry of its own, so that two appliances in one process do not mix.
 
     All names begin with `tessera_`, durations are in seconds, and `promtool check metrics` accepts the page (rule
-    W-60).
+    W-66).
     """
 
     def __init__(self, *, version: str = "0") -> None:

@@ -1,4 +1,4 @@
-"""Work-conserving batches for one set of weights (rules W-55 to W-58).
+"""Work-conserving batches for one set of weights (rules W-53 to W-58).
 
 A batch starts the moment the device is free and takes whatever waits at that moment, in order of arrival, whole
 requests only; the next one gathers meanwhile. Nothing waits for company, so one caller alone sees the latency of its

@@ -1,6 +1,6 @@
 """Datatypes in three vocabularies: the Open Inference Protocol's, numpy's and torch's.
 
-BYTES is missing on purpose: no program takes it, and a contract that names it is refused at load (rule W-22).
+BYTES is missing on purpose: no program takes it, and a contract that names it is refused at load (rule W-43).
 """
 
 from typing import Any, Final, NamedTuple

@@ -1,4 +1,4 @@
-"""The meter: many batches' usage, one ledger thread, one transaction at a time (rules W-40 to W-43).
+"""The meter: many batches' usage, one ledger thread, one transaction at a time (rules W-52 and W-57).
 
 While a transaction is being made durable the next drafts gather, so the number of transactions follows the disk and
 not the number of batches, and nothing ever waits for company.

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol with Triton's stream, for callers who hold a session (rules W-40 to W-69).
+"""The Open Inference Protocol with Triton's stream, for callers who hold a session (rules W-40 to W-65).
 
 Order for one request: session → model and version → tensors against the contract → admission → batcher. A request
 refused on the way has reserved nothing. The handlers of ModelInfer and ModelStreamInfer take raw bytes, so that a
@@ -100,7 +100,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         return await self._infer(request, caller, context, started_s)
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:  # noqa: N802
-        """Answer one request (rules W-40 to W-49). Raises `TesseraError`."""
+        """Answer one request (rules W-40 to W-53). Raises `TesseraError`."""
         return await self._infer(request, _caller(context), context, time.perf_counter())
 
     async def _infer(
