@@ -148,6 +148,7 @@ async def _licensed(client: AsyncClient, address: str, certificates: bytes, mark
 
 
 def _row(number: int, server: str, way: str, concurrency: int, seen: Seen) -> dict[str, Any]:
+    print(f"  {server} {way} {concurrency}: {seen.rate:.0f} samples/s", file=sys.stderr)
     return {
         "round": number,
         "server": server,

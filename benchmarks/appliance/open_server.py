@@ -25,6 +25,7 @@ from tessera.server.boundary import Boundary
 from tessera.server.clock import SystemClock
 from tessera.server.config import Limits
 from tessera.server.engine import Executor, ModelDirectory
+from tessera.server.logs import configure_logging
 from tessera.server.metering import Meter
 from tessera.server.metrics import Metrics
 from tessera.server.services import inference
@@ -121,6 +122,7 @@ def main() -> None:
     """Run under uvloop like the product."""
     import uvloop
 
+    configure_logging("warning", "json")
     started_s = time.monotonic()
     uvloop.run(serve(Path(sys.argv[1])))
     print(f"open server ran {time.monotonic() - started_s:.0f} s", file=sys.stderr)

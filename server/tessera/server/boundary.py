@@ -212,7 +212,8 @@ class _Call:
                 kept = self._context.trailing_metadata() or ()
                 self._context.set_trailing_metadata((*kept, (REQUEST_ID_KEY, self._sent_id)))
             self._count("OK")
-            _log.debug("answered", rpc=self._rpc, request_id=self._sent_id)
+            if structlog.is_configured():  # left as it comes, structlog prints debug events to the embedder's stdout
+                _log.debug("answered", rpc=self._rpc, request_id=self._sent_id)
         elif isinstance(error, grpc.aio.AbortError):
             self._count(_code_name(self._context))
         elif isinstance(error, Exception):
