@@ -1,6 +1,6 @@
 """The digest of what was sent: one function for both ends, so that a receipt can be held against a request.
 
-Rules (docs/spec.md, W rules, "payload digest"):
+What rule W-49 of docs/spec.md says, in steps:
 
 1. The digest is SHA-256, written as 64 lower-case hexadecimal digits, over the byte string
    `"tessera/v1/payload\\n" ‖ text(model) ‖ u64(version) ‖ u64(number of tensors) ‖ tensor_1 ‖ … ‖ tensor_n`.
@@ -27,7 +27,7 @@ _U64 = struct.Struct(">Q")
 
 
 def payload_digest(model: str, version: int, tensors: Iterable["tuple[str, str, Sequence[int], Buffer]"]) -> str:
-    """Return the 64 hexadecimal digits of rules 1-6 above for `(name, datatype, shape, raw)` in contract order.
+    """Return the 64 hexadecimal digits of steps 1-6 above for `(name, datatype, shape, raw)` in contract order.
 
     `raw` is any C-contiguous buffer and is not copied. Raises `ApiMisuse` for a negative version or dimension, which no
     checked request holds.

@@ -59,13 +59,13 @@ class Doubler:
 class Bench:
     """One batcher with a real executor, meter and permits."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, threads: int = 1) -> None:
         self.clock = ManualClock()
         self.program = Doubler()
         self.ledger = MemoryLedger(keys.NODE.key_id)
         self.metrics = Metrics()
         self.sealed = False
-        self.executor = Executor("cpu", threads=1)
+        self.executor = Executor("cpu", threads=threads)
         self.meter = Meter(self.ledger.append_usage, self._sign, metrics=self.metrics)
         self.batcher = Batcher(
             self.program,
@@ -385,3 +385,37 @@ async def test_every_permit_is_settled_whatever_happens(bench: Bench) -> None:
     assert len(bench.settled) == len(started) + 1
     futures = [bench.batcher.enqueue(bench.job(f"full{i}", 8)) for i in range(4)]
     await asyncio.gather(*futures)
+
+
+@pytest.fixture
+async def wide_bench() -> AsyncIterator[Bench]:
+    """A bench on two threads, so with two lanes."""
+    made = Bench(Limits(max_queue_samples=64), threads=2)
+    yield made
+    await made.close()
+
+
+async def test_a_second_lane_starts_when_a_full_batch_waits(wide_bench: Bench) -> None:
+    """Less than a batch waits for the first lane; a whole one runs beside it, and every answer is its own."""
+    bench = wide_bench
+    bench.program.go.clear()
+    futures = [bench.batcher.enqueue(bench.job("first", value=1))]
+    await bench.busy()
+    futures.append(bench.batcher.enqueue(bench.job("few", MAX_BATCH - 1, value=2)))
+    assert bench.program.batches == [[1]]
+    futures.append(bench.batcher.enqueue(bench.job("last", 1, value=3)))
+    await bench.busy()
+    assert bench.program.batches == [[1], [MAX_BATCH - 1, 1]]
+    bench.program.go.set()
+    answers = [await future for future in futures]
+    assert [float(answer.outputs["y"][0]) for answer in answers] == [2, 4, 6]
+    assert bench.settled == {"first": True, "few": True, "last": True}
+
+
+async def test_lanes_keep_the_order_in_which_requests_start(wide_bench: Bench) -> None:
+    """However many lanes work, nothing starts after what came later, and the ledger holds each request once."""
+    bench = wide_bench
+    futures = [bench.batcher.enqueue(bench.job(f"r{n}", 1 + n % 3, value=n)) for n in range(30)]
+    answers = [await future for future in futures]
+    assert [float(answer.outputs["y"][0]) for answer in answers] == [2.0 * n for n in range(30)]
+    assert sorted(answer.record.sequence for answer in answers) == list(range(1, 31))

@@ -2,7 +2,7 @@
 
 A batch starts the moment the device is free and takes whatever waits at that moment, in order of arrival, whole
 requests only; the next one gathers meanwhile. Nothing waits for company, so one caller alone sees the latency of its
-own request.
+own request. Where the device has a second lane, a batch runs beside another once a full one waits.
 
 Life of a job, and who moves it on:
 
@@ -94,6 +94,7 @@ class Batcher:
     """Batches the jobs of one variant (package and tier) on one executor; made and used in one event loop.
 
     At most `limits.max_queue_samples` samples are in its care at a time: waiting, computing or being committed.
+    `batch_samples` is where the program works best (`calibration`): a batch stops there, one request may exceed it.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Batcher:
         limits: Limits,
         metrics: Metrics,
         clock: Clock,
+        batch_samples: int | None = None,
     ) -> None:
         self.program = program
         self.tier = tier
@@ -116,13 +118,13 @@ class Batcher:
         self._model_metrics = metrics.model(program.manifest.model)
         self._clock = clock
         self._max_samples = limits.max_queue_samples
-        self._batch_samples = min(limits.max_batch_samples, program.max_batch)
+        self._batch_samples = min(limits.max_batch_samples, program.max_batch, batch_samples or program.max_batch)
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._waiting: deque[Job] = deque()
         self._waiting_samples = 0
         self._held_samples = 0
-        self._scheduled = False
+        self._lanes = 0
         self._closed: TesseraError | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -147,8 +149,8 @@ class Batcher:
         with self._lock:
             self._waiting.append(job)
             self._waiting_samples += job.samples
-            wake = not self._scheduled
-            self._scheduled = True
+            wake = self._wants_lane(self._lanes)
+            self._lanes += wake
         if wake:
             self._executor.schedule(self._step)
         return future
@@ -207,8 +209,15 @@ class Batcher:
         elif batch.expired:
             self._post(self._drop_expired, batch)
         with self._lock:
-            self._scheduled = bool(self._waiting)
-            return self._scheduled
+            again = self._wants_lane(self._lanes - 1)
+            self._lanes -= not again
+            return again
+
+    def _wants_lane(self, others: int) -> bool:
+        """Whether what waits is worth a lane beside `others`: anything is worth the first, a full batch the next."""
+        if others == 0:
+            return bool(self._waiting)
+        return others < self._executor.lanes and self._waiting_samples >= self._batch_samples
 
     def _take(self) -> _Batch:
         batch = _Batch([], [])
@@ -233,6 +242,7 @@ class Batcher:
         return batch
 
     def _compute(self, batch: _Batch) -> None:
+        self._executor.spread()
         batch.started_ns = time.perf_counter_ns()
         try:
             batch.outputs = self.program.run([job.inputs for job in batch.jobs])

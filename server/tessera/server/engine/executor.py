@@ -1,14 +1,19 @@
-"""One long-lived thread owns torch for one device.
+"""Few long-lived threads, the lanes, own torch for one device.
 
-Torch's thread pools belong to the thread that starts them, so work that wanders between threads pays for new pools;
-and a batch that is formed by the thread that runs it can take everything that arrived until that very moment.
+Torch's thread pools belong to the thread that starts them, so work that wanders between threads pays for new pools; and
+a batch that is formed by the thread that runs it can take everything that arrived until that very moment.
+
+A CPU has two lanes, each with half of the threads. One operation split over all cores waits at its end for the slowest
+of them, and on a machine whose cores also serve the network one of them is always late: two batches side by side, each
+on its own half, keep the cores busy where one batch on all of them leaves them waiting. While only one lane has work,
+as with a single caller, it gets all threads for the shorter wait (docs/adr/0009).
 """
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 
@@ -19,28 +24,42 @@ _T = TypeVar("_T")
 Step = Callable[[], bool]
 """One bounded piece of work; returns whether it wants another turn. Must not raise."""
 
+CPU_LANES: Final = 2
+QUIET_STEPS: Final = 4
+"""So many steps in a row without company, and a lane believes that it is alone."""
+
 
 class Executor:
-    """Runs steps round-robin in one thread under `torch.inference_mode`, until `close`.
+    """Runs steps, round-robin, in its lanes under `torch.inference_mode`, until `close`.
 
-    `device` is a torch device string (`cpu`, `cuda:0`). `threads` is torch's number of intra-operation threads on a
-    CPU; None leaves torch's own choice.
+    `device` is a torch device string (`cpu`, `cuda:0`). `threads` is the number of CPU threads that torch may use in
+    all; None leaves torch's own choice. A device other than the CPU, and a CPU with one thread, has one lane.
     """
 
     def __init__(self, device: str = "cpu", *, threads: int | None = None) -> None:
         self.device = torch.device(device)
-        self._threads = threads
+        self.threads = threads or torch.get_num_threads()
+        self.lanes = CPU_LANES if self.device.type == "cpu" and self.threads >= CPU_LANES else 1
+        self._lane_threads = max(1, self.threads // self.lanes)
         self._steps: SimpleQueue[Step | None] = SimpleQueue()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"tessera-{self.device}", daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._running = 0
+        self._quiet = 0
+        self._here = threading.local()
+        self._lane_list = [
+            threading.Thread(target=self._run, name=f"tessera-{self.device}-{number}", daemon=True)
+            for number in range(self.lanes)
+        ]
+        for lane in self._lane_list:
+            lane.start()
 
     def schedule(self, step: Step) -> None:
         """Give `step` a turn after those already waiting, and again for as long as it asks. From any thread."""
         self._steps.put(step)
 
     def call(self, work: Callable[[], _T]) -> "Future[_T]":
-        """Run `work` once in the device's thread; the future carries its result or exception. From any thread.
+        """Run `work` once in one of the lanes; the future carries its result or exception. From any thread.
 
         Raises `ApiMisuse` after `close`.
         """
@@ -59,16 +78,35 @@ class Executor:
         self.schedule(step)
         return future
 
+    def spread(self, *, alone: bool | None = None) -> None:
+        """Choose how many threads torch uses for what this lane runs next; called within a step.
+
+        All of them when `alone`, which None leaves to what was seen of late, else the lane's share.
+        """
+        if alone is None:
+            alone = self._quiet >= QUIET_STEPS
+        wanted = self.threads if alone else self._lane_threads
+        if getattr(self._here, "threads", None) != wanted:
+            torch.set_num_threads(wanted)
+            self._here.threads = wanted
+
     def close(self) -> None:
-        """Run what is scheduled, then end the thread. Idempotent; not to be called from a step."""
+        """Run what is scheduled, then end the lanes. Idempotent; not to be called from a step."""
         self._closed = True
-        self._steps.put(None)
-        self._thread.join()
+        for _ in self._lane_list:
+            self._steps.put(None)
+        for lane in self._lane_list:
+            lane.join()
 
     def _run(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        self.spread(alone=False)
         with torch.inference_mode():
             while (step := self._steps.get()) is not None:
-                if step():
+                with self._lock:
+                    self._running += 1
+                    self._quiet = self._quiet + 1 if self._running == 1 else 0
+                again = step()
+                with self._lock:
+                    self._running -= 1
+                if again:
                     self._steps.put(step)

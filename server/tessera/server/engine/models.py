@@ -24,6 +24,7 @@ from tessera.server.admission.ports import Offer
 from tessera.server.clock import Clock
 from tessera.server.config import Limits
 from tessera.server.engine.batcher import Batcher
+from tessera.server.engine.calibration import best_batch
 from tessera.server.engine.executor import Executor
 from tessera.server.engine.program import Program, load_sealed
 from tessera.server.engine.statistics import Statistics
@@ -226,7 +227,8 @@ class ModelDirectory:
         try:
             program = await asyncio.to_thread(self._decrypt, entry, content_key)
             await asyncio.wrap_future(self._executor.call(program.warm_up))
-            self._install(entry, program)
+            best = await asyncio.wrap_future(self._executor.call(lambda: self._best_batch(program)))
+            self._install(entry, program, best)
             entry.state = "ready"
         except TesseraError as error:
             entry.state, entry.reason = "failed", error.reason
@@ -249,7 +251,12 @@ class ModelDirectory:
                 raise Tampered("the package file is not the one that was published", reason="package-tampered")
             return self._loader(package.unlock(key), self._executor.device)
 
-    def _install(self, entry: ModelEntry, program: Program) -> None:
+    def _best_batch(self, program: Program) -> int:
+        """Measure where the program works best; runs in a lane of the executor, as the batches will."""
+        self._executor.spread(alone=False)
+        return best_batch(program, at_most=min(program.max_batch, self._limits.max_batch_samples))
+
+    def _install(self, entry: ModelEntry, program: Program, batch_samples: int) -> None:
         for tier in entry.offer.tiers:
             self._variants[entry.offer.package_id, tier] = Batcher(
                 program,
@@ -259,6 +266,7 @@ class ModelDirectory:
                 limits=self._limits,
                 metrics=self._metrics,
                 clock=self._clock,
+                batch_samples=batch_samples,
             )
 
     async def _stop_all(self, error: TesseraError) -> None:

@@ -135,6 +135,9 @@ def load_sealed(package: UnlockedPackage, device: torch.device | str = "cpu") ->
     except Exception as error:
         raise Malformed("the program of the package cannot be loaded by this version of torch") from error
     module = _join(program, state, where)
+    # Torch's own check of the inputs runs in Python at every call; the contract was held against each request before.
+    module._forward_pre_hooks.clear()
+    module._forward_pre_hooks_with_kwargs.clear()
     return LoadedProgram(package.manifest, module, where)
 
 
