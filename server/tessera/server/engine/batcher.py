@@ -124,7 +124,7 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._waiting_samples = 0
         self._held_samples = 0
-        self._lanes = 0
+        self._busy = [False] * executor.lanes
         self._closed: TesseraError | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -149,10 +149,9 @@ class Batcher:
         with self._lock:
             self._waiting.append(job)
             self._waiting_samples += job.samples
-            wake = self._wants_lane(self._lanes)
-            self._lanes += wake
-        if wake:
-            self._executor.schedule(self._step)
+            lane = self._free_lane()
+        if lane is not None:
+            self._executor.schedule(lambda: self._step(lane), lane=lane)
         return future
 
     async def submit(self, job: Job) -> Answer:
@@ -201,23 +200,28 @@ class Batcher:
 
     # -- in the device's thread ------------------------------------------------------------------------------------
 
-    def _step(self) -> bool:
-        """Take one batch and run it; True while more waits. A step of the executor: must not raise."""
+    def _step(self, lane: int) -> bool:
+        """Take one batch and run it; True while `lane` is wanted. A step of the executor: must not raise."""
         batch = self._take()
         if batch.jobs:
             self._compute(batch)
         elif batch.expired:
             self._post(self._drop_expired, batch)
         with self._lock:
-            again = self._wants_lane(self._lanes - 1)
-            self._lanes -= not again
-            return again
+            self._busy[lane] = self._pays(lane)
+            return self._busy[lane]
 
-    def _wants_lane(self, others: int) -> bool:
-        """Whether what waits is worth a lane beside `others`: anything is worth the first, a full batch the next."""
-        if others == 0:
-            return bool(self._waiting)
-        return others < self._executor.lanes and self._waiting_samples >= self._batch_samples
+    def _pays(self, lane: int) -> bool:
+        """Whether what waits is worth running `lane`: anything is worth the first, only a full batch a further one."""
+        return self._waiting_samples >= self._batch_samples if lane else bool(self._waiting)
+
+    def _free_lane(self) -> int | None:
+        """Take the first idle lane that pays, and return it."""
+        for lane, busy in enumerate(self._busy):
+            if not busy and self._pays(lane):
+                self._busy[lane] = True
+                return lane
+        return None
 
     def _take(self) -> _Batch:
         batch = _Batch([], [])

@@ -18,7 +18,7 @@ BUDGET_S: Final = 0.6
 REPEATS: Final = 3
 SHORTEST_S: Final = 1e-9
 """Stands for a run that the stopwatch cannot see."""
-GOOD_ENOUGH: Final = 0.95
+GOOD_ENOUGH: Final = 0.9
 """The smallest batch with this share of the best rate wins."""
 
 

@@ -41,25 +41,28 @@ class Executor:
         self.threads = threads or torch.get_num_threads()
         self.lanes = CPU_LANES if self.device.type == "cpu" and self.threads >= CPU_LANES else 1
         self._lane_threads = max(1, self.threads // self.lanes)
-        self._steps: SimpleQueue[Step | None] = SimpleQueue()
+        self._steps: list[SimpleQueue[Step | None]] = [SimpleQueue() for _ in range(self.lanes)]
         self._closed = False
         self._lock = threading.Lock()
         self._running = 0
         self._quiet = 0
         self._here = threading.local()
         self._lane_list = [
-            threading.Thread(target=self._run, name=f"tessera-{self.device}-{number}", daemon=True)
-            for number in range(self.lanes)
+            threading.Thread(target=self._run, args=(steps,), name=f"tessera-{self.device}-{number}", daemon=True)
+            for number, steps in enumerate(self._steps)
         ]
         for lane in self._lane_list:
             lane.start()
 
-    def schedule(self, step: Step) -> None:
-        """Give `step` a turn after those already waiting, and again for as long as it asks. From any thread."""
-        self._steps.put(step)
+    def schedule(self, step: Step, *, lane: int = 0) -> None:
+        """Give `step` a turn in `lane` after those already waiting, and again for as long as it asks. From any thread.
+
+        Whatever one lane can do goes to lane 0, so that a single caller always meets the same warm thread pool.
+        """
+        self._steps[lane].put(step)
 
     def call(self, work: Callable[[], _T]) -> "Future[_T]":
-        """Run `work` once in one of the lanes; the future carries its result or exception. From any thread.
+        """Run `work` once in lane 0; the future carries its result or exception. From any thread.
 
         Raises `ApiMisuse` after `close`.
         """
@@ -93,15 +96,15 @@ class Executor:
     def close(self) -> None:
         """Run what is scheduled, then end the lanes. Idempotent; not to be called from a step."""
         self._closed = True
-        for _ in self._lane_list:
-            self._steps.put(None)
+        for steps in self._steps:
+            steps.put(None)
         for lane in self._lane_list:
             lane.join()
 
-    def _run(self) -> None:
+    def _run(self, steps: "SimpleQueue[Step | None]") -> None:
         self.spread(alone=False)
         with torch.inference_mode():
-            while (step := self._steps.get()) is not None:
+            while (step := steps.get()) is not None:
                 with self._lock:
                     self._running += 1
                     self._quiet = self._quiet + 1 if self._running == 1 else 0
@@ -109,4 +112,4 @@ class Executor:
                 with self._lock:
                     self._running -= 1
                 if again:
-                    self._steps.put(step)
+                    steps.put(step)

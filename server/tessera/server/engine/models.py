@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import structlog
 import torch
 
 from tessera.keystore.errors import NotFound, Tampered, TesseraError, Unavailable
@@ -30,6 +31,8 @@ from tessera.server.engine.program import Program, load_sealed
 from tessera.server.engine.statistics import Statistics
 from tessera.server.metering import Meter
 from tessera.server.metrics import Metrics
+
+_log = structlog.get_logger("tessera.models")
 
 ModelState = ports.ModelState
 UNLOAD_REMEDY = "ask the operator to load it"
@@ -229,6 +232,7 @@ class ModelDirectory:
             await asyncio.wrap_future(self._executor.call(program.warm_up))
             best = await asyncio.wrap_future(self._executor.call(lambda: self._best_batch(program)))
             self._install(entry, program, best)
+            _log.info("model measured", model=entry.offer.model, version=entry.offer.version, batch_samples=best)
             entry.state = "ready"
         except TesseraError as error:
             entry.state, entry.reason = "failed", error.reason
