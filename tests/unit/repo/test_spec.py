@@ -33,10 +33,8 @@ def test_every_cited_rule_exists() -> None:
             if path.suffix not in {".py", ".proto", ".md"} or "_pb2" in path.name:
                 continue
             text = path.read_text(encoding="utf-8")
-            for citation in CITED.finditer(text):
-                for rule in RULE.findall(citation.group()):
-                    if rule not in rules:
-                        missing.append(f"{path.relative_to(ROOT)}: {rule}")
+            cited = {rule for citation in CITED.finditer(text) for rule in RULE.findall(citation.group())}
+            missing += [f"{path.relative_to(ROOT)}: {rule}" for rule in sorted(cited - rules)]
     assert missing == []
 
 
@@ -49,7 +47,6 @@ def test_links_between_documents_lead_somewhere() -> None:
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "deploy").rglob("*.md"),
     ]:
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8")):
-            if not (path.parent / target).exists():
-                broken.append(f"{path.relative_to(ROOT)} -> {target}")
+        targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8"))
+        broken += [f"{path.relative_to(ROOT)} -> {target}" for target in targets if not (path.parent / target).exists()]
     assert broken == []
