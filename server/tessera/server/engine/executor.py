@@ -6,8 +6,8 @@ a batch that is formed by the thread that runs it can take everything that arriv
 A small CPU has two lanes of one thread each. One operation split over all cores waits at its end for the slowest of
 them, and on a machine whose cores also serve the network one of them is always late: two batches side by side keep both
 cores busy where one batch on both leaves them waiting. While only lane 0 has work, as with a single caller, it gets all
-threads for the shorter wait. Lane 1 never does, so that it needs no thread pool of its own. What this gains, and what it
-costs a single caller after the first busy moment, was measured: docs/adr/0009.
+threads for the shorter wait; lane 1 never does, so that it needs no thread pool of its own. What this gains, and what
+it costs a single caller after the first busy moment, was measured: docs/adr/0009.
 """
 
 import threading
