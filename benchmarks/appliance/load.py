@@ -95,8 +95,9 @@ class Loop:
                     await call.done_writing()
                     await call.read()
 
-    async def sdk(self, client: AsyncClient, concurrency: int) -> "Seen":
-        """The product's own client: one stream, a window of `concurrency` frames, receipts verified."""
+    async def sdk(self, client: AsyncClient, concurrency: int, *, pack: int = 1) -> "Seen":
+        """The product's own client: one stream, `concurrency` samples on their way, `pack` to a request, receipts
+        verified."""
         done, started_s = 0, time.perf_counter()
         until_s = started_s + self._seconds
 
@@ -106,7 +107,7 @@ class Loop:
                 yield self._images[index % len(self._images)]
                 index += 1
 
-        async for _ in client.stream(self._model, frames(), window=concurrency):
+        async for _ in client.stream(self._model, frames(), window=concurrency // pack, pack=pack):
             done += 1
         return Seen(done / (time.perf_counter() - started_s), [])
 

@@ -2,6 +2,7 @@
 
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict
@@ -37,7 +38,7 @@ class StreamOptions(TypedDict, total=False):
     """Longest wait for the answer to a frame that was sent; the client's `timeout_s`."""
 
 
-class ClientSettings:
+class ClientSettings(ABC):
     """The constructor that `Client` and `AsyncClient` share.
 
     `target` is `host:port`. `identity` is an `Identity` or the path of its file; `licence` a path, a token, a
@@ -91,9 +92,9 @@ class ClientSettings:
         """Return the buyer that this client speaks for, and its licences as they state themselves; asks no server."""
         return self._core.credentials.whoami()
 
+    @abstractmethod
     def _connect(self) -> None:
         """Make the channel, without connecting it; the subclass knows which kind."""
-        raise NotImplementedError
 
     def _held(self, model: str) -> Held:
         return self._core.credentials.for_model(model)
