@@ -13,12 +13,12 @@ import numpy as np
 from tessera.server.engine.datatypes import DATATYPES
 from tessera.server.engine.program import Program
 
-BUDGET_S: Final = 0.6
+BUDGET_S: Final = 0.8
 """No further size is measured after this long; large models are measured at fewer sizes."""
-REPEATS: Final = 3
+REPEATS: Final = 4
 SHORTEST_S: Final = 1e-9
 """Stands for a run that the stopwatch cannot see."""
-GOOD_ENOUGH: Final = 0.9
+GOOD_ENOUGH: Final = 0.85
 """The smallest batch with this share of the best rate wins."""
 
 
