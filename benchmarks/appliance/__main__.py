@@ -1,8 +1,9 @@
 """Measure the appliance: `python -m benchmarks.appliance [--json PATH] [--quick] [--rounds N] [--seconds S]`.
 
-In each round, one after the other on the same machine: the exported model in process at every batch size, the server
-without licensing, metering and transform, the real server, and the real server through the product's own client. Ratios
-are taken within a round and their median is reported, because machines are shared and noisy.
+In each round, one after the other on the same machine: the exported model in process at every batch size, as exported
+and with the server's fast arithmetic, the server without licensing, metering and transform, the real server, and the
+real server through the product's own client. Ratios are taken within a round and their median is reported, because
+machines are shared and noisy.
 """
 
 import argparse
@@ -30,11 +31,13 @@ from tessera.keystore.errors import Unavailable
 from tessera.keystore.keyfile import load_public_identity
 from tessera.keystore.package import open_package
 from tessera.server.engine import load_sealed
+from tessera.server.engine.program import Arithmetic
 from tessera.transforms import Transform, TransformSpec
 
 CONCURRENCY = (1, 8, 32)
 BATCHES = (1, 8, 16, 32, 64)
 SEED = 7
+IN_PROCESS = "in process"
 PACK = 4
 """Samples joined into one request by the client's option `pack`; as many samples are on their way as without it."""
 IN_PROCESS_BAR = 0.80
@@ -44,9 +47,12 @@ OVERHEAD_BAR = 0.90
 class InProcess:
     """The limit: the same sealed program, loaded the same way, run in this process with nothing around it."""
 
-    def __init__(self, market: Market) -> None:
+    def __init__(self, market: Market, arithmetic: Arithmetic) -> None:
         with open_package(market.package, {market.issuer.key_id: market.issuer.public.verify_key}) as sealed:
-            self._program = load_sealed(sealed.unlock(market.secrets.content_key))
+            self._program = load_sealed(sealed.unlock(market.secrets.content_key), arithmetic=arithmetic)
+        with torch.inference_mode():
+            self._program.warm_up()
+        assert self._program.arithmetic == arithmetic
         rng = np.random.default_rng(SEED)
         self._images = rng.integers(0, 256, (MAX_BATCH, *SHAPE), dtype=np.uint8)
 
@@ -118,7 +124,8 @@ async def measure(market: Market, addresses: Mapping[str, str], rounds: int, sec
     certificates = (market.keystore / "ca.pem").read_bytes()
     rng = np.random.default_rng(SEED)
     images = rng.integers(0, 256, (256, *SHAPE), dtype=np.uint8)
-    loop, limit = Loop(images, MODEL, seconds), InProcess(market)
+    loop = Loop(images, MODEL, seconds)
+    limits: dict[Arithmetic, InProcess] = {"exact": InProcess(market, "exact"), "fast": InProcess(market, "fast")}
     rows: list[dict[str, Any]] = []
     async with client_of(market, addresses["licensed"]) as client:
         targets = {
@@ -127,9 +134,10 @@ async def measure(market: Market, addresses: Mapping[str, str], rounds: int, sec
         }
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
-            rows.extend(
-                _row(number, "in process", "-", batch, Seen(limit.rate(batch, seconds), [])) for batch in BATCHES
-            )
+            for way, limit in limits.items():
+                rows += [
+                    _row(number, IN_PROCESS, way, batch, Seen(limit.rate(batch, seconds), [])) for batch in BATCHES
+                ]
             for concurrency in CONCURRENCY:
                 for name, target in targets.items():
                     rows.append(_row(number, name, "unary", concurrency, await loop.unary(target, concurrency)))
@@ -167,12 +175,11 @@ def _row(number: int, server: str, way: str, concurrency: int, seen: Seen) -> di
 
 def summarise(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the table (medians over rounds, ratios within rounds) and the bars."""
-    rounds = sorted({row["round"] for row in rows})
-    best = {n: max(r["samples/s"] for r in rows if r["round"] == n and r["server"] == "in process") for n in rounds}
+    best = {way: _best(rows, way) for way in ("exact", "fast")}
     table = []
     for key in dict.fromkeys((row["server"], row["way"], row["concurrency or batch"]) for row in rows):
         mine = [row for row in rows if (row["server"], row["way"], row["concurrency or batch"]) == key]
-        ratios = [row["samples/s"] / best[row["round"]] for row in mine]
+        ratios = {way: statistics.median(r["samples/s"] / best[way][r["round"]] for r in mine) for way in best}
         overhead = None
         if key[0] == "licensed":
             way = "stream" if key[1].startswith("sdk stream") else key[1]
@@ -185,7 +192,8 @@ def summarise(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
                 "way": key[1],
                 "c or batch": key[2],
                 "samples/s": statistics.median(row["samples/s"] for row in mine),
-                "of in-process best": statistics.median(ratios),
+                "of in-process best": ratios["exact"],
+                "of in-process fast": ratios["fast"],
                 "of unlicensed": overhead,
                 "p50 ms": _median(row["p50 ms"] for row in mine),
                 "p99 ms": _median(row["p99 ms"] for row in mine),
@@ -204,6 +212,15 @@ def summarise(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[di
             plain["of unlicensed"], plain["of unlicensed"] >= OVERHEAD_BAR),
     ]  # fmt: skip
     return table, bars
+
+
+def _best(rows: list[dict[str, Any]], way: str) -> dict[int, float]:
+    """Return the best in-process rate of each round."""
+    best: dict[int, float] = {}
+    for row in rows:
+        if (row["server"], row["way"]) == (IN_PROCESS, way):
+            best[row["round"]] = max(best.get(row["round"], 0.0), row["samples/s"])
+    return best
 
 
 def _median(values: Any) -> float | None:

@@ -10,6 +10,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,7 +25,7 @@ from tessera.server.admission import Gate
 from tessera.server.boundary import Boundary
 from tessera.server.clock import SystemClock
 from tessera.server.config import Limits
-from tessera.server.engine import Executor, ModelDirectory
+from tessera.server.engine import Executor, ModelDirectory, load_sealed
 from tessera.server.logs import configure_logging
 from tessera.server.metering import Meter
 from tessera.server.metrics import Metrics
@@ -95,6 +96,7 @@ async def serve(folder: Path) -> None:
     models = ModelDirectory(
         packages=store.packages, issuers=store.issuers, content_key=lambda _: content_key,
         executor=executor, meter=meter, limits=limits, metrics=metrics, clock=clock,
+        loader=partial(load_sealed, arithmetic="fast"),
     )  # fmt: skip
     await models.ensure_loaded(package.package_id)
     gate = cast(Gate, OpenGate(package.package_id, package.model))

@@ -104,6 +104,8 @@ class Settings(BaseSettings):
     """Torch device of the models: `auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Torch threads of one operation; 0 leaves torch's default."""
+    arithmetic: Literal["fast", "exact"] = "fast"
+    """`exact` gives the bits of the vendor's own sequence of operations; `fast` may differ in the last ones (W-58)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe event that is logged."""
     log_format: Literal["json", "console"] = "json"

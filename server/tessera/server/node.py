@@ -5,6 +5,7 @@ Made and used in one event loop. Whatever touches the disk runs in a worker thre
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,7 +20,7 @@ from tessera.keystore.store import Store
 from tessera.server.admission import Gate
 from tessera.server.clock import Clock
 from tessera.server.config import Settings
-from tessera.server.engine import Executor, ModelDirectory, ModelEntry
+from tessera.server.engine import Executor, ModelDirectory, ModelEntry, load_sealed
 from tessera.server.metering import Meter
 from tessera.server.metrics import Metrics
 from tessera.server.vault import Vault
@@ -61,6 +62,7 @@ class Node:
             limits=settings.limits,
             metrics=metrics,
             clock=clock,
+            loader=partial(load_sealed, arithmetic=settings.arithmetic),
         )
         self._announce = announce
         self._revoked = store.revoked()

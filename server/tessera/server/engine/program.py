@@ -2,23 +2,33 @@
 
 The package's program is a `torch.export` archive without weights. Tensors are allocated first, decrypted chunk by chunk
 straight into their memory, and given to the program (rule W-54). Loading writes no file.
+
+Arithmetic is `exact`, the vendor's own sequence of operations, or `fast`, a sequence of the same function that the CPU
+runs quicker (rule W-58); which, the operator chooses.
 """
 
 import io
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 from torch.export.passes import move_to_device_pass
+from torch.fx import GraphModule
 
 from tessera.keystore.errors import Malformed, TesseraError
 from tessera.keystore.package import Manifest, TensorSpec, UnlockedPackage
 from tessera.server.engine.datatypes import DATATYPES, STORED
+from tessera.server.engine.fusing import agrees, can_fuse, fuse
+from tessera.server.engine.sharing import SharedTensors, overwrite
+
+_log = structlog.get_logger("tessera.program")
 
 Array = npt.NDArray[Any]
+Arithmetic = Literal["fast", "exact"]
 
 _ONE_AT_A_TIME = threading.Lock()
 """torch.export.load keeps its deserialiser in a global and fails when two threads load at once (torch 2.13)."""
@@ -47,12 +57,28 @@ class Program(Protocol):
 
 
 class LoadedProgram:
-    """A program with its weights on a device; bit-identical to the vendor's module in eager mode."""
+    """A program with its weights on a device; in eager mode, `exact` ones give the vendor's module's own bits.
 
-    def __init__(self, manifest: Manifest, module: torch.nn.Module, device: torch.device) -> None:
+    `identities` are what its tensors are held under in `shared`; the program gives them back when it is erased. `fast`
+    takes effect in `warm_up`, which runs where the program will run.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        module: torch.nn.Module,
+        device: torch.device,
+        shared: SharedTensors,
+        identities: Mapping[str, Hashable],
+        arithmetic: Arithmetic = "exact",
+    ) -> None:
         self._manifest = manifest
         self._module = module
         self._device = device
+        self._shared = shared
+        self._identities = dict(identities)
+        self._wanted = arithmetic
+        self.arithmetic: Arithmetic = "exact"
         self._inputs = tuple((spec.name, DATATYPES[spec.datatype]) for spec in manifest.inputs)
         self._outputs = tuple((spec.name, DATATYPES[spec.datatype]) for spec in manifest.outputs)
 
@@ -84,28 +110,61 @@ class LoadedProgram:
         }
 
     def erase(self) -> None:
-        """Overwrite the weights with zeros and free their memory at once, whoever still refers to the module."""
-        with torch.no_grad():
-            for tensor in (*self._module.parameters(), *self._module.buffers()):
-                tensor.zero_()
+        """Overwrite the weights with zeros and free their memory at once, whoever still refers to the module.
+
+        Tensors that another program shares stay until that one is erased.
+        """
+        self._give_back(self._identities)
+        self._identities = {}
+        for tensor in (*self._module.parameters(), *self._module.buffers()):
+            if self._device.type != "cpu":
+                overwrite(tensor)
+            with torch.no_grad():
                 tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
 
     def warm_up(self) -> None:
-        """Run zeros at batch sizes 1 and `max_batch` and hold every output to the contract.
+        """Choose the arithmetic, run zeros at batch sizes 1 and `max_batch` and hold every output to the contract.
 
         Raises `Malformed` when the program does not give what its manifest promises.
         """
+        if self._wanted == "fast" and self.arithmetic == "exact":
+            self._fuse()
         for samples in dict.fromkeys((1, self.max_batch)):
             part = {
                 spec.name: np.zeros((samples, *spec.shape[1:]), DATATYPES[spec.datatype].numpy_dtype)
                 for spec in self._manifest.inputs
             }
-            try:
-                tensors = [self._gather(name, kind.torch_dtype, [part]) for name, kind in self._inputs]
-                results = _flatten(self._module(*tensors))
-            except Exception as error:
-                raise Malformed(f"the program does not run at batch size {samples}") from error
-            _check_outputs(self._manifest.outputs, results, samples)
+            _check_outputs(self._manifest.outputs, self._try(self._module, part, samples), samples)
+
+    def _fuse(self) -> None:
+        """Go over to the fused graph if there is one and its answers agree with the exact ones."""
+        if not isinstance(self._module, GraphModule) or not can_fuse(self._module, self._device):
+            return
+        samples = min(2, self.max_batch)
+        part = _trial(self._manifest.inputs, samples)
+        exact = self._try(self._module, part, samples)
+        fused, identities = fuse(self._module, shared=self._shared, identity=self._identities)
+        try:
+            agreed = agrees(exact, self._try(fused, part, samples))
+        except Malformed:
+            agreed = False
+        if agreed:
+            self._give_back(self._identities)
+            self._module, self._identities, self.arithmetic = fused, identities, "fast"
+        else:
+            self._give_back(identities)
+        _log.info("arithmetic chosen", model=self._manifest.model, arithmetic=self.arithmetic)
+
+    def _give_back(self, identities: Mapping[str, Hashable]) -> None:
+        for identity in identities.values():
+            self._shared.release(identity)
+
+    def _try(self, module: torch.nn.Module, part: Mapping[str, Array], samples: int) -> list[torch.Tensor]:
+        try:
+            tensors = [self._gather(name, kind.torch_dtype, [part]) for name, kind in self._inputs]
+            return _flatten(module(*tensors))
+        except Exception as error:
+            raise Malformed(f"the program does not run at batch size {samples}") from error
 
     def _gather(self, name: str, dtype: torch.dtype, parts: Sequence[Mapping[str, Array]]) -> torch.Tensor:
         """Return one fresh tensor on the device; always a copy, for what arrived is read-only and may be unaligned."""
@@ -116,16 +175,41 @@ class LoadedProgram:
         return tensor if self._device.type == "cpu" else tensor.to(self._device)
 
 
-def load_sealed(package: UnlockedPackage, device: torch.device | str = "cpu") -> LoadedProgram:
+def load_sealed(
+    package: UnlockedPackage, device: torch.device | str = "cpu", *, arithmetic: Arithmetic = "exact"
+) -> LoadedProgram:
     """Return the package's program with its weights decrypted into memory on `device`.
 
     Raises `Tampered` ("package-tampered") for a package that fails its authentication and `Malformed` for an authentic
     one whose program, tensors and manifest do not belong together.
     """
+    for spec in (*package.manifest.inputs, *package.manifest.outputs):
+        _check_spec(spec)
+    return build(package, read_state(package), device, arithmetic=arithmetic)
+
+
+def read_state(package: UnlockedPackage) -> dict[str, torch.Tensor]:
+    """Return every weight of the package by name, decrypted straight into fresh CPU memory. Errors as `load_sealed`."""
+    return {part.name: _read_tensor(package, part.name, part.dtype, part.shape) for part in package.tensors}
+
+
+def build(
+    package: UnlockedPackage,
+    state: dict[str, torch.Tensor],
+    device: torch.device | str = "cpu",
+    *,
+    arithmetic: Arithmetic = "exact",
+    shared: SharedTensors | None = None,
+    identity: Mapping[str, Hashable] | None = None,
+) -> LoadedProgram:
+    """Return the package's program with the weights of `state`, which belong to it from now on.
+
+    `identity` gives, by name, a hashable that is equal exactly when a tensor's content is equal; programs built with
+    one `shared` then share those tensors, and the copy in `state` is overwritten. Errors as `load_sealed`.
+    """
     where = torch.device(device)
     for spec in (*package.manifest.inputs, *package.manifest.outputs):
         _check_spec(spec)
-    state = {part.name: _read_tensor(package, part.name, part.dtype, part.shape) for part in package.tensors}
     try:
         archive = io.BytesIO(package.read_program())
         with _ONE_AT_A_TIME:
@@ -134,11 +218,36 @@ def load_sealed(package: UnlockedPackage, device: torch.device | str = "cpu") ->
         raise
     except Exception as error:
         raise Malformed("the program of the package cannot be loaded by this version of torch") from error
-    module = _join(program, state, where)
+    pool = shared if shared is not None else SharedTensors()
+    identities: dict[str, Hashable] = {name: identity[name] if identity is not None else object() for name in state}
+    held = _hold(state, pool, identities)
+    try:
+        module = _join(program, held, where)
+    except TesseraError:
+        for name in held:
+            pool.release(identities[name])
+        raise
     # Torch's own check of the inputs runs in Python at every call; the contract was held against each request before.
     module._forward_pre_hooks.clear()
     module._forward_pre_hooks_with_kwargs.clear()
-    return LoadedProgram(package.manifest, module, where)
+    loaded = LoadedProgram(package.manifest, module, where, pool, identities, arithmetic)
+    if where.type != "cpu":  # what runs are the copies on the device
+        loaded._give_back(identities)
+        loaded._identities = {}
+    return loaded
+
+
+def _hold(
+    state: dict[str, torch.Tensor], shared: SharedTensors, identities: Mapping[str, Hashable]
+) -> dict[str, torch.Tensor]:
+    """Return the shared tensor of each name; one that was shared before makes the fresh copy needless."""
+    held = {}
+    for name, tensor in state.items():
+        kept = shared.take(identities[name], lambda tensor=tensor: tensor)  # type: ignore[misc]
+        if kept is not tensor:
+            overwrite(tensor)
+        held[name] = kept.detach()  # a view of its own, which `erase` may empty without emptying the others'
+    return held
 
 
 def _join(
@@ -168,6 +277,21 @@ def _read_tensor(package: UnlockedPackage, name: str, dtype: str, shape: Sequenc
         raw = tensor.reshape(-1).view(torch.uint8).numpy()
         package.read_tensor_into(name, memoryview(raw.data))
     return tensor
+
+
+def _trial(specs: Sequence[TensorSpec], samples: int) -> dict[str, Array]:
+    """Return inputs on which two ways to compute one function can be compared; the same at every start."""
+    draws = np.random.default_rng(0)
+    part: dict[str, Array] = {}
+    for spec in specs:
+        dtype, shape = DATATYPES[spec.datatype].numpy_dtype, (samples, *spec.shape[1:])
+        if spec.datatype == "UINT8":
+            part[spec.name] = draws.integers(0, 256, shape, dtype)
+        elif dtype.kind == "f":
+            part[spec.name] = draws.standard_normal(shape).astype(dtype)
+        else:  # indices and the like: nothing but zero is sure to be in range
+            part[spec.name] = np.zeros(shape, dtype)
+    return part
 
 
 def _check_spec(spec: TensorSpec) -> None:
