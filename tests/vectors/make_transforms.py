@@ -18,9 +18,10 @@ TARGET = HERE / "transforms.json"
 SHORT_BYTES = 192
 
 ABOUT = (
-    "Keyed input transforms, docs/spec.md rules T-1 to T-14. `keys` names 32-byte keys in hex. Byte i of every input "
-    "image, flattened channel by channel, row by row, is (i * i + 7 * i + seed) mod 256. `output` is the transformed "
-    "image in the same order in hex; images above 192 bytes have only its SHA-256."
+    "Keyed input transforms, docs/spec.md rules T-1 to T-19. `keys` names 32-byte keys in hex. Byte i of every input "
+    "image, flattened channel by channel, row by row, is (i * i + 7 * i + seed) mod 256. `output` is the transformed"
+    "image in the same order in hex; images above 192 bytes have only its SHA-256. `tables` are those of an ffx step, "
+    "256 bytes in hex each: the one of a step without positions, or those of the first masked positions."
 )
 
 KEYS = {
@@ -43,18 +44,33 @@ CASES = [
     ("shf:4,shf:4", 1, 4, 4), ("shf:2,np:2,shf:4,np:4", 3, 8, 8), ("shf:8,np:8,shf:4,np:4,shf:2,np:2", 1, 8, 8),
     ("shf:1,np:1,shf:2,np:2,shf:4,np:4,shf:8,np:8", 3, 8, 8), ("shf:16,np:4", 3, 32, 32), ("np:16,shf:2", 2, 16, 16),
     ("shf:4,np:4", 5, 4, 4), ("shf:6,np:3", 3, 6, 12),
+    ("ffx:1", 2, 2, 2), ("ffx:2", 1, 2, 2), ("ffx:2", 3, 4, 4), ("ffx:3", 1, 3, 6), ("ffx:4", 1, 8, 8),
+    ("ffx:4", 3, 32, 32), ("ffx:8", 3, 16, 24), ("ffx:16", 1, 16, 32), ("ffx:32", 3, 32, 64), ("ffx:7", 1, 28, 28),
+    ("ffx:1:positions", 3, 2, 2), ("ffx:2:positions", 1, 2, 2), ("ffx:2:positions", 3, 4, 4),
+    ("ffx:4:positions", 1, 8, 8), ("ffx:4:positions", 3, 8, 8), ("ffx:16:positions", 2, 16, 32),
+    ("shf:4,ffx:4", 3, 8, 8), ("ffx:4,shf:4", 3, 8, 8), ("np:4,ffx:4", 1, 8, 8), ("ffx:4,np:4", 1, 8, 8),
+    ("shf:4,np:4,ffx:4", 3, 32, 32), ("ffx:4,ffx:4", 1, 4, 4), ("ffx:4,np:2,ffx:2", 1, 8, 8),
+    ("ffx:2,shf:8,ffx:4", 3, 8, 8),
+    ("np:4,ffx:4:positions,np:4", 1, 8, 8), ("shf:2,ffx:4:positions,shf:8", 1, 8, 8),
+    ("ffx:4:positions,ffx:2", 3, 8, 8), ("ffx:4,ffx:8:positions", 1, 8, 8), ("shf:16,np:4,ffx:8", 3, 32, 32),
+    ("ffx:8:positions,ffx:4:positions,np:2,shf:8", 3, 8, 16),
+    ("ffx:1,np:1,shf:1,ffx:2,np:2,shf:2,ffx:4,ffx:8", 3, 8, 8),
 ]  # fmt: skip
 
 REFUSED_TEXTS = [
     "", "shf", "shf:", ":4", "shf:0", "shf:04", "shf:-4", "shf:+4", "shf:4.0", "shf:33", "shf:4,", ",shf:4",
-    "shf:4,,np:4", "shf:4;np:4", "SHF:4", "shf :4", "shf:4 ", " shf:4", "ffx:4", "xor:4", "shf:4\n",
+    "shf:4,,np:4", "shf:4;np:4", "SHF:4", "shf :4", "shf:4 ", " shf:4", "ffx", "ffx:4:", "ffx:4:position",
+    "ffx:4:positions:",
+    "ffx:positions", "shf:4:positions", "np:4:positions", "FFX:4", "ffx:33", "ffx:4 :positions",
+    "xor:4", "shf:4\n",
     "shf:\u0664", "shf:99999",
     "shf:4,np:4,shf:4,np:4,shf:4,np:4,shf:4,np:4,shf:4",
 ]  # fmt: skip
 
 REFUSED_SHAPES = [
     ("shf:4", 1, 6, 8), ("shf:4", 1, 8, 6), ("np:8", 3, 4, 4), ("shf:4,np:3", 1, 8, 8), ("shf:1", 1, 8, 8),
-    ("shf:2", 0, 4, 4), ("shf:2", 1, 0, 4), ("shf:32", 65, 32, 32),
+    ("shf:2", 0, 4, 4), ("shf:2", 1, 0, 4), ("shf:32", 65, 32, 32), ("ffx:4", 1, 6, 8), ("ffx:1", 1, 4, 4),
+    ("ffx:8:positions", 3, 8, 4),
 ]  # fmt: skip
 
 
@@ -76,11 +92,23 @@ def vector(spec: str, channels: int, height: int, width: int, key_name: str, see
 
 def schedule(kind: str, block: int, channels: int, number: int, key_name: str) -> dict[str, Any]:
     """Return the permutation and the mask of one step."""
-    order = naive.permutation(KEYS[key_name], number, (kind, block), channels)
-    inverted = naive.mask(KEYS[key_name], number, (kind, block), channels)
+    order = naive.permutation(KEYS[key_name], number, (kind, block, False), channels)
+    inverted = naive.mask(KEYS[key_name], number, (kind, block, False), channels)
     bits = "".join("1" if bit else "0" for bit in inverted)
     named = {"kind": kind, "block": block, "channels": channels, "step": number, "key": key_name}
     return named | {"permutation": order, "mask": bits}
+
+
+def tables(block: int, channels: int, number: int, key_name: str, count: int) -> dict[str, Any]:
+    """Return the masked positions and tables of one ffx step; with `count`, its first tables for positions."""
+    key, step = KEYS[key_name], ("ffx", block, count > 0)
+    masked = [place for place, chosen in enumerate(naive.mask(key, number, step, channels)) if chosen]
+    rows = []
+    for place in masked[: max(count, 1)]:
+        blocks = [[value] * (block * block * channels) for value in range(256)]
+        rows.append([naive.replace(key, number, step, channels, values, False)[place] for values in blocks])
+    named = {"block": block, "channels": channels, "step": number, "key": key_name, "positions": count > 0}
+    return named | {"masked": masked, "tables": [bytes(row).hex() for row in rows]}
 
 
 def document() -> dict[str, Any]:
@@ -92,7 +120,11 @@ def document() -> dict[str, Any]:
         "schedules": [
             schedule("shf", 2, 1, 0, "zeros"), schedule("shf", 2, 1, 1, "zeros"), schedule("np", 2, 1, 0, "zeros"),
             schedule("shf", 4, 1, 0, "alpha"), schedule("np", 4, 1, 1, "alpha"), schedule("shf", 4, 3, 0, "counting"),
-            schedule("np", 3, 1, 7, "beta"),
+            schedule("np", 3, 1, 7, "beta"), schedule("ffx", 4, 1, 0, "alpha"), schedule("ffx", 2, 3, 2, "ones"),
+        ],
+        "tables": [
+            tables(4, 1, 0, "alpha", 0), tables(2, 3, 2, "ones", 0), tables(2, 3, 2, "ones", 2),
+            tables(4, 3, 0, "zeros", 3),
         ],
         "vectors": [vector(*case, names[at % len(names)], at * 11 % 256) for at, case in enumerate(CASES)],
         "refused_texts": REFUSED_TEXTS,

@@ -1,41 +1,78 @@
 """The torch twin of `tessera.transforms.Transform`: the same bits for whole batches on any device (rule T-12)."""
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
-from tessera.transforms import Transform, TransformError
+from tessera.transforms import Pass, Transform, TransformError
+
+LOOKUPS: Final = 1 << 24
+"""Most values that are looked up in tables at once; each takes five bytes of working memory."""
 
 
 class TorchTransform:
     """Applies `transform` to uint8 tensors on `device`; equal to the NumPy form bit for bit, with the same inverse law.
 
-    It holds one int64 index twice and one uint8 mask of C * H * W values on the device.
+    For each pass it holds one int64 index of C * H * W values, and with `ffx` one int32 for each value.
     """
 
     def __init__(self, transform: Transform, device: torch.device | str = "cpu") -> None:
         self.transform = transform
-        self._index = torch.tensor(transform.index, device=device)
-        self._inverse = torch.empty_like(self._index)
-        self._inverse[self._index] = torch.arange(len(transform.index), device=device)
-        self._xor = torch.tensor(transform.xor, device=device)
+        self.device = torch.device(device)
+        self._forwards = [_TorchPass(done, self.device) for done in transform.passes()]
+        self._backwards: list[_TorchPass] | None = None
 
     def __repr__(self) -> str:
-        return f"TorchTransform({self.transform!r}, device={str(self._index.device)!r})"
+        return f"TorchTransform({self.transform!r}, device={str(self.device)!r})"
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the transformed copy of `x`: uint8 (N, C, H, W) on this device. Raises `TransformError` otherwise."""
-        flat = self._flat(x).index_select(1, self._index)
-        return flat.bitwise_xor_(self._xor).reshape(x.shape)
+        return self._run(self._forwards, x)
 
     def inverse(self, y: Tensor) -> Tensor:
         """Return the copy of `y` that `self` would turn into `y`; same shapes and errors as calling it."""
-        return self._flat(y).bitwise_xor(self._xor).index_select(1, self._inverse).reshape(y.shape)
+        if self._backwards is None:
+            self._backwards = [_TorchPass(done.inverse(), self.device) for done in reversed(self.transform.passes())]
+        return self._run(self._backwards, y)
 
-    def _flat(self, x: Tensor) -> Tensor:
+    def _run(self, passes: "list[_TorchPass]", x: Tensor) -> Tensor:
         if x.dtype != torch.uint8 or x.ndim != 4 or tuple(x.shape[1:]) != self.transform.shape:
             shape = ", ".join(map(str, self.transform.shape))
             raise TransformError(
                 f"the transform needs a uint8 tensor (N, {shape}), not {x.dtype} {tuple(x.shape)}",
                 remedy="Give raw 0-255 pixels as one batch; the model scales and normalises inside.",
             )
-        return x.reshape(len(x), len(self._index))
+        channels, height, width = self.transform.shape
+        flat = x.reshape(len(x), channels * height * width)
+        for done in passes:
+            flat = done(flat)
+        return flat.reshape(x.shape)
+
+
+class _TorchPass:
+    """One `Pass` on a device: uint8 (N, size) to a new uint8 (N, size)."""
+
+    def __init__(self, done: Pass, device: torch.device) -> None:
+        parts = (done.index, done.before, done.after)
+        self._index, self._before, self._after = (
+            None if part is None else torch.tensor(part, device=device) for part in parts
+        )
+        self._offsets = self._tables = None
+        if done.choice is not None:
+            self._offsets = torch.tensor(done.choice.astype("int32") * 256, device=device)
+            self._tables = torch.tensor(done.tables.reshape(-1), device=device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x.clone() if self._index is None else x.index_select(1, self._index)
+        if self._before is not None:
+            y.bitwise_xor_(self._before)
+        if self._tables is not None and self._offsets is not None:
+            step = max(1, LOOKUPS // y.shape[1])
+            for first in range(0, len(y), step):
+                some = y[first : first + step]
+                at = self._offsets + some.to(torch.int32)
+                some.copy_(self._tables.index_select(0, at.reshape(-1)).reshape(some.shape))
+        if self._after is not None:
+            y.bitwise_xor_(self._after)
+        return y

@@ -7,13 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessera.keystore.secrets import InputKey
-from tessera.protect import TorchTransform
+from tessera.protect import TorchTransform, transforms_torch
 from tessera.transforms import Step, Transform, TransformError, TransformSpec
 
-steps = st.builds(Step, kind=st.sampled_from(["shf", "np"]), block=st.sampled_from([2, 4, 8]))
+blocks = st.sampled_from([2, 4, 8])
+steps = st.builds(Step, kind=st.sampled_from(["shf", "np", "ffx"]), block=blocks)
+steps |= st.builds(Step, kind=st.just("ffx"), block=blocks, positions=st.just(True))
+devices = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+    ),
+]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("device", devices)
 @settings(max_examples=60, deadline=None)
 @given(
     stack=st.lists(steps, min_size=1, max_size=8),
@@ -21,27 +31,32 @@ steps = st.builds(Step, kind=st.sampled_from(["shf", "np"]), block=st.sampled_fr
     shape=st.tuples(st.integers(0, 5), st.integers(1, 3), st.sampled_from([8, 16]), st.sampled_from([8, 24])),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_equal_to_numpy(stack: list[Step], key: InputKey, shape: tuple[int, int, int, int], seed: int) -> None:
-    """Both forms agree on every bit, forwards and back, and leave their input alone (rule T-12)."""
+def test_equal_to_numpy(
+    device: str, stack: list[Step], key: InputKey, shape: tuple[int, int, int, int], seed: int
+) -> None:
+    """Both forms agree on every bit on every device, forwards and back, and leave their input alone (rule T-12)."""
     lock = Transform(TransformSpec(tuple(stack)), key, *shape[1:])
-    twin = TorchTransform(lock)
+    twin = TorchTransform(lock, device)
     batch = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    given_batch = torch.tensor(batch)
+    given_batch = torch.tensor(batch, device=device)
     locked = twin(given_batch)
-    assert locked.numpy().tobytes() == lock(batch).tobytes()
+    assert locked.cpu().numpy().tobytes() == lock(batch).tobytes()
     assert torch.equal(twin.inverse(locked), given_batch)
-    assert given_batch.numpy().tobytes() == batch.tobytes()
+    assert given_batch.cpu().numpy().tobytes() == batch.tobytes()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_equal_on_the_gpu() -> None:
-    """A CUDA device gives the same bits too."""
-    lock = Transform(TransformSpec.parse_text("shf:4,np:8,shf:2"), InputKey(bytes(range(32))), 3, 32, 32)
-    batch = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
-    twin = TorchTransform(lock, "cuda")
-    assert twin(batch.cuda()).cpu().numpy().tobytes() == lock(batch.numpy()).tobytes()
-    assert torch.equal(twin.inverse(twin(batch.cuda())).cpu(), batch)
+@pytest.mark.slow
+@pytest.mark.parametrize("device", devices)
+@pytest.mark.parametrize("text", ["ffx:32:positions,np:2,ffx:16:positions,shf:32", "shf:16,np:8,ffx:4"])
+def test_large_images(text: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several passes, several strips and lookups in several parts give the same bits."""
+    monkeypatch.setattr(transforms_torch, "LOOKUPS", 250_000)
+    lock = Transform(TransformSpec.parse_text(text), InputKey(bytes(range(32))), 3, 224, 256)
+    twin = TorchTransform(lock, device)
+    batch = torch.randint(0, 256, (3, 3, 224, 256), dtype=torch.uint8)
+    locked = twin(batch.to(device))
+    assert locked.cpu().numpy().tobytes() == lock(batch.numpy()).tobytes()
+    assert torch.equal(twin.inverse(locked).cpu(), batch)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,21 @@ def test_the_client_is_light() -> None:
 
 
 @pytest.mark.slow
+def test_only_ffx_loads_cryptography() -> None:
+    """A client whose models use no FFX never loads AES; one step of FFX does."""
+    code = (
+        "import sys, tessera.client\n"
+        "from tessera.keystore.secrets import InputKey\n"
+        "from tessera.transforms import Transform, TransformSpec\n"
+        "for text in ('shf:4,np:4', 'shf:4,ffx:4'):\n"
+        "    Transform(TransformSpec.parse_text(text), InputKey(bytes(32)), 3, 8, 8)\n"
+        "    print(sorted({'cryptography', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "['cryptography']"]
+
+
+@pytest.mark.slow
 def test_built_archives_hold_code_only(tmp_path: Path) -> None:
     """Neither wheel nor sdist ships anything but code, stubs, protos and the readme: never a key or a deploy file."""
     strays = [ROOT / "keystore/tessera/keystore/stray.pem", ROOT / "server/stray.key"]

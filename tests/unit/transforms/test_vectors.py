@@ -10,7 +10,8 @@ import pytest
 
 from support import naive_transforms as naive
 from tessera.keystore.secrets import InputKey
-from tessera.transforms import Transform, TransformError, TransformSpec, mask, permutation
+from tessera.transforms import Step, Transform, TransformError, TransformSpec, mask, permutation
+from tessera.transforms.passes import step_tables
 
 VECTORS = Path(__file__).resolve().parents[2] / "vectors"
 DOCUMENT: dict[str, Any] = json.loads((VECTORS / "transforms.json").read_text(encoding="utf-8"))
@@ -28,13 +29,16 @@ def image_of(vector: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def test_there_are_enough_vectors() -> None:
-    """At least forty images, with every kind alone and in stacks of up to eight steps."""
+    """At least forty images, with every kind alone and in stacks of up to eight steps, and both kinds of tables."""
     specs = [vector["spec"] for vector in DOCUMENT["vectors"]]
     assert len(specs) >= 40
     assert max(spec.count(",") for spec in specs) == 7
-    assert {spec.split(":")[0] for spec in specs if "," not in spec} == {"shf", "np"}
+    assert {spec.split(":")[0] for spec in specs if "," not in spec} == {"shf", "np", "ffx"}
+    assert sum(spec.startswith("ffx") and "," not in spec for spec in specs) >= 10
+    assert sum(":positions" in spec for spec in specs) >= 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vector", DOCUMENT["vectors"], ids=lambda v: f"{v['spec']}-{'x'.join(map(str, v['shape']))}")
 def test_images(vector: dict[str, Any]) -> None:
     """Both implementations give the recorded image, and both give the input back."""
@@ -56,6 +60,17 @@ def test_schedules(entry: dict[str, Any]) -> None:
     arguments = (KEYS[entry["key"]], entry["step"], entry["kind"], entry["block"], entry["channels"])
     assert permutation(*arguments).tolist() == entry["permutation"]
     assert "".join("1" if value else "0" for value in mask(*arguments)) == entry["mask"]
+
+
+@pytest.mark.parametrize("entry", DOCUMENT["tables"], ids=lambda e: f"{e['block']}-{e['channels']}-{e['positions']}")
+def test_tables(entry: dict[str, Any]) -> None:
+    """The masked positions and the tables of an ffx step are the recorded ones (rules T-8, T-15 to T-18)."""
+    step = Step("ffx", entry["block"], entry["positions"])
+    tables, chosen = step_tables(KEYS[entry["key"]], entry["step"], step, entry["channels"])
+    assert np.flatnonzero(chosen).tolist() == entry["masked"]
+    assert tables[0].tolist() == list(range(256))
+    assert [table.tobytes().hex() for table in tables[1 : 1 + len(entry["tables"])]] == entry["tables"]
+    assert len(tables) == 1 + (len(entry["masked"]) if entry["positions"] else 1)
 
 
 @pytest.mark.parametrize("text", DOCUMENT["refused_texts"], ids=repr)

@@ -1,4 +1,4 @@
-"""From 32 secret bytes to what each step does to one block (docs/spec.md, rules T-5 to T-9).
+"""From 32 secret bytes to what each step does to one block (docs/spec.md, rules T-5 to T-9, T-15).
 
 Every step draws from a stream of its own, named by its position, kind, block size and number of channels, so that no
 two steps share a permutation.
@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tessera.keystore.kdf import expand, extract
+from tessera.keystore.kdf import derive, expand, extract
 from tessera.keystore.secrets import InputKey
 from tessera.transforms.spec import MAX_BLOCK_VALUES, Kind, TransformError
 
@@ -43,12 +43,17 @@ def permutation(key: InputKey, step_index: int, kind: Kind, block: int, channels
 def mask(key: InputKey, step_index: int, kind: Kind, block: int, channels: int) -> NDArray[np.uint8]:
     """Return L bytes, 0xFF at floor(L / 2) positions and 0 elsewhere, uint8 (rule T-8).
 
-    The positions are the first half of the step's permutation, so every key inverts exactly half of a block.
+    The positions are the first half of the step's permutation, so every key inverts or replaces half of a block.
     """
     order = permutation(key, step_index, kind, block, channels)
     found = np.zeros(len(order), dtype=np.uint8)
     found[order[: len(order) // 2]] = 0xFF
     return found
+
+
+def ff1_key(key: InputKey, step_index: int, block: int, channels: int) -> bytes:
+    """Return the 32 secret bytes that are the AES-256 key of an `ffx` step (rule T-15)."""
+    return derive(key.reveal(), f"{step_label(step_index, 'ffx', block, channels)}/ff1-key")
 
 
 def block_values(block: int, channels: int) -> int:

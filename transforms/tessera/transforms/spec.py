@@ -10,16 +10,17 @@ from typing import Any, Final, Literal, Self, cast, get_args
 from tessera.keystore.canonical import Json
 from tessera.keystore.errors import Malformed
 
-Kind = Literal["shf", "np"]
-"""`shf` moves the values of a block, `np` inverts half of them."""
+Kind = Literal["shf", "np", "ffx"]
+"""`shf` moves the values of a block, `np` inverts half of them, `ffx` replaces half of them by table."""
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 MAX_STEPS: Final = 8
 MAX_BLOCK: Final = 32
 MAX_BLOCK_VALUES: Final = 65_536
-MAX_TEXT_CHARS: Final = 128
+MAX_TEXT_CHARS: Final = 160
 
-_STEP_TEXT = re.compile(r"([a-z]{1,16}):([1-9][0-9]{0,3})", re.ASCII)
+_STEP_TEXT = re.compile(r"([a-z]{1,16}):([1-9][0-9]{0,3})(:positions)?", re.ASCII)
+_POSITIONS: Final = "positions"
 
 
 class TransformError(Malformed):
@@ -32,11 +33,13 @@ class TransformError(Malformed):
 class Step:
     """One transform on square blocks of `block` x `block` pixels, all channels together.
 
-    Raises `TransformError` for an unknown kind or a block outside 1 … 32 (rule T-2).
+    `positions`, for `ffx` alone, asks for a table of its own for each position in the block instead of one for all.
+    Raises `TransformError` for an unknown kind, a block outside 1 … 32, or `positions` with another kind (rule T-2).
     """
 
     kind: Kind
     block: int
+    positions: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -48,9 +51,13 @@ class Step:
                 f"the block size of step {self.kind!r} is not a whole number from 1 to {MAX_BLOCK}",
                 remedy="Choose a block size that divides the image's height and width, such as 4.",
             )
+        if not isinstance(self.positions, bool) or (self.positions and self.kind != "ffx"):
+            raise TransformError(
+                f"step {self.kind!r} has no tables for positions", remedy="Only ffx has tables; drop the option."
+            )
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.block}"
+        return f"{self.kind}:{self.block}" + (f":{_POSITIONS}" if self.positions else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ class TransformSpec:
 
     @classmethod
     def parse_text(cls, text: str) -> Self:
-        """Return the spec of a text such as `shf:4,np:4` (rule T-3). Raises `TransformError`."""
+        """Return the spec of a text such as `shf:4,np:4` or `ffx:4:positions` (rule T-3). Raises `TransformError`."""
         if len(text) > MAX_TEXT_CHARS:
             raise TransformError(
                 f"the transform text is longer than {MAX_TEXT_CHARS} characters", remedy="Write it like shf:4,np:4."
@@ -83,13 +90,16 @@ class TransformSpec:
         for number, match in enumerate(matches):
             if match is None:
                 raise TransformError(
-                    f"step {number} of the transform text is not KIND:BLOCK", remedy="Write it like shf:4,np:4."
+                    f"step {number} of the transform text is not KIND:BLOCK",
+                    remedy="Write it like shf:4,np:4 or ffx:4:positions.",
                 )
-        return cls(tuple(Step(cast(Kind, match[1]), int(match[2])) for match in matches if match is not None))
+        found = [match for match in matches if match is not None]
+        return cls(tuple(Step(cast(Kind, match[1]), int(match[2]), match[3] is not None) for match in found))
 
     def to_json(self) -> list[Json]:
         """Return the form kept in manifests: a list of `{"block": B, "kind": K}` in order (rule T-4)."""
-        return [{"kind": step.kind, "block": step.block} for step in self.steps]
+        tables: dict[str, Json] = {"tables": _POSITIONS}
+        return [{"kind": step.kind, "block": step.block, **(tables if step.positions else {})} for step in self.steps]
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
@@ -100,9 +110,14 @@ class TransformSpec:
 
 
 def _step(number: int, value: Any) -> Step:
-    if not isinstance(value, dict) or set(value) != {"kind", "block"} or not isinstance(value["kind"], str):
+    form = value if isinstance(value, dict) else {}
+    if set(form) - {"tables"} != {"kind", "block"} or not isinstance(form["kind"], str):
         raise TransformError(
-            f"step {number} of a transform is not an object of exactly kind and block",
+            f"step {number} of a transform is not an object of kind, block and, for ffx, tables",
             remedy="Rebuild the package with Tessera, or update Tessera if the package is newer.",
         )
-    return Step(cast(Kind, value["kind"]), value["block"])
+    if form.get("tables", _POSITIONS) != _POSITIONS:
+        raise TransformError(
+            f"the tables of step {number} are not {_POSITIONS!r}", remedy="Leave tables out for one table, or update."
+        )
+    return Step(cast(Kind, form["kind"]), form["block"], "tables" in form)
