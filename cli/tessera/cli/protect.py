@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.cli import console
-from tessera.cli.options import JsonFlag, PassphraseFile
+from tessera.cli.options import MAX_SEED, JsonFlag, PassphraseFile
+from tessera.cli.reading import argument
+from tessera.cli.training import run_training
 
 if TYPE_CHECKING:
-    from tessera.keystore.secrets import InputKey
-    from tessera.protect import Recipe, Trained
+    from tessera.protect import Recipe
     from tessera.transforms import TransformSpec
 
 protect_app = typer.Typer(help="Turn a model into one that works for holders of a key only.", no_args_is_help=True)
 
+DataOption = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", envvar="TESSERA_DATA", help="Folder of the recipe's data set, or one that holds it."),
+]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="What to train; `tessera protect recipes` lists them.")]
 
 
@@ -30,11 +35,28 @@ def train(
     ] = None,
     transform: Annotated[
         str | None,
-        typer.Option(help="Steps KIND:BLOCK, shf = pixel shuffling, np = negative/positive; default: the recipe's."),
+        typer.Option(
+            help="Steps KIND:BLOCK, shf = pixel shuffling, np = negative/positive, ffx = replacing by table; "
+            "default: the recipe's."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of order, weights and augmentation.")] = 0,
+    data: DataOption = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of order, weights and augmentation.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; default: the recipe's.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples of one step; default: the recipe's.")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", help="Highest learning rate of the run; default: the recipe's."),
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16-amp (CUDA); default: the recipe's.")] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Whether torch.compile speeds up steps; default: the recipe's."),
+    ] = None,
     device: Annotated[str, typer.Option(help="Torch device: cpu, cuda or cuda:N.")] = "cpu",
+    wrong_keys: Annotated[
+        int | None, typer.Option(min=0, max=10_000, help="How many wrong keys to try on the test set afterwards.")
+    ] = None,
     checkpoints: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save each epoch here, and go on from there when it was broken.")
     ] = None,
@@ -43,23 +65,39 @@ def train(
 ) -> None:
     """Train a recipe on keyed inputs and write a bundle: program, weights (0600: your secret), report, curves."""
     from tessera.cli import loading
-    from tessera.protect import bundle_of, draw_curves, write_bundle
+
+    loading.new_folder(out)
+    if checkpoints is not None:
+        loading.possible_folder(checkpoints)
+    if transform is not None and key is None:
+        raise typer.BadParameter("needs --key, the input key it is derived from", param_hint="--transform")
+    input_key = loading.input_key(key, passphrase_file) if key is not None else None
+    from tessera.protect import bundle_of, draw_curves, write_bundle  # torch: after what is quick to refuse
     from tessera.protect import recipe as recipe_called
 
-    loading.refuse_existing(out)
-    if transform is not None and key is None:
-        raise typer.BadParameter("--transform needs --key, the input key it is derived from")
-    chosen = recipe_called(recipe)
-    input_key = loading.input_key(key, passphrase_file) if key is not None else None
-    spec = _spec(chosen, transform) if input_key is not None else None
-    trained = run_training(chosen, spec, input_key, seed=seed, epochs=epochs, device=device, checkpoint_dir=checkpoints)
+    with argument("--recipe"):
+        chosen = recipe_called(recipe)
+    with argument("--transform"):
+        spec = _spec(chosen, transform) if input_key is not None else None
+    trained = run_training(
+        chosen,
+        spec,
+        input_key,
+        seed=seed,
+        changes={"batch": batch, "learning_rate": lr, "precision": precision, "compile": compiled},
+        data=data,
+        epochs=epochs,
+        device=device,
+        wrong_keys=wrong_keys,
+        checkpoint_dir=checkpoints,
+    )
     write_bundle(bundle_of(trained), out, curves=draw_curves(trained.report))
     document = {
         "bundle": str(out),
         "recipe": chosen.name,
         "transform": str(spec) if spec is not None else None,
         "input_key_id": trained.input_key_id,
-        "accuracy": trained.report["accuracy"],
+        trained.accuracy.metric: trained.report[trained.accuracy.metric],
         "seconds": trained.report["seconds"],
     }
     console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
@@ -67,13 +105,20 @@ def train(
 
 @protect_app.command("recipes", epilog="Example: tessera protect recipes --json")
 def recipes(as_json: JsonFlag = False) -> None:
-    """List the recipes that come with Tessera."""
+    """List the recipes that come with Tessera: what data each needs, and how long it takes where that was measured."""
     from tessera.protect import RECIPES
 
     entries = [
-        {"name": entry.name, "transform": entry.transform, "summary": entry.summary} for entry in RECIPES.values()
+        {
+            "name": entry.name,
+            "transform": entry.transform,
+            "needs": entry.needs,
+            "duration": entry.duration,
+            "summary": entry.summary,
+        }
+        for entry in RECIPES.values()
     ]
-    columns = ("name", "transform", "summary")
+    columns = ("name", "transform", "needs", "duration", "summary")
     rows = [[entry[column] for column in columns] for entry in entries]
     console.emit({"recipes": entries}, as_json=as_json, show=lambda: [console.table(columns, rows)])
 
@@ -82,48 +127,29 @@ def recipes(as_json: JsonFlag = False) -> None:
 def samples(
     recipe: RecipeOption,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help=".npy file to write; never replaced.")],
-    count: Annotated[int, typer.Option(min=1, help="How many, from the beginning of the test set.")] = 10,
+    count: Annotated[int, typer.Option(min=1, help="How many, evenly from the test set.")] = 10,
+    data: DataOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write plain test images of a recipe as a uint8 .npy array and print their labels: something to infer on."""
     import numpy as np
 
     from tessera.cli import loading
+
+    loading.new_file(out)
     from tessera.protect import recipe as recipe_called
 
-    loading.refuse_existing(out)
-    test = recipe_called(recipe).task().data.test
-    images, labels = test.images[:count].numpy(), [int(label) for label in test.labels[:count]]
+    with argument("--recipe"):
+        chosen = recipe_called(recipe)
+    test = chosen.task(data).data.test
+    shown = min(count, len(test))
+    places = [index * len(test) // shown for index in range(shown)]
+    images, labels = test.images[places].numpy(), test.labels[places].numpy()
     with out.open("xb") as stream:
         np.save(stream, images)
-    document: dict[str, Any] = {"file": str(out), "shape": list(images.shape), "labels": labels}
+    document: dict[str, Any] = {"file": str(out), "shape": list(images.shape)}
+    document |= {"labels": labels.tolist()} if labels.ndim == 1 else {}
     console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
-
-
-def run_training(
-    recipe: "Recipe",
-    spec: "TransformSpec | None",
-    key: "InputKey | None",
-    *,
-    seed: int,
-    epochs: int | None = None,
-    device: str = "cpu",
-    checkpoint_dir: Path | None = None,
-) -> "Trained":
-    """Train with a progress bar on standard error; raises what `tessera.protect.train` raises."""
-    from tessera.protect import train as run
-
-    with console.progress(f"training {recipe.name}") as advance:
-        return run(
-            recipe,
-            transform=spec,
-            key=key,
-            seed=seed,
-            device=device,
-            epochs=epochs,
-            checkpoint_dir=checkpoint_dir,
-            progress=lambda state: advance(state.epoch, state.epochs),
-        )
 
 
 def _spec(recipe: "Recipe", text: str | None) -> "TransformSpec":

@@ -10,28 +10,34 @@ gives, then `bundle_of_module` and `seal_bundle`. Importing this package imports
 
 from tessera.protect.bundle import Bundle, bundle_of, bundle_of_module, read_bundle, write_bundle
 from tessera.protect.curves import draw_curves
-from tessera.protect.data import ArrayDataset, Split
+from tessera.protect.data import ArrayDataset, SegmentationDataset, Split
 from tessera.protect.evaluate import Accuracy, evaluate, evaluation_keys
 from tessera.protect.export import export_program
 from tessera.protect.extras import MissingExtra
-from tessera.protect.models import CifarResNet18, DigitsNet, PixelModel
+from tessera.protect.models import ByteModel, CifarResNet18, DigitsNet, FastNet, PixelModel, fit_stems, keyed
 from tessera.protect.recipes import RECIPES, recipe
 from tessera.protect.seal import seal, seal_bundle
 from tessera.protect.task import Recipe, TrainingTask, split_of
-from tessera.protect.train import Progress, Trained, train
+from tessera.protect.train import WRONG_KEYS, Diverged, Progress, Pulse, Trained, train
 from tessera.protect.transforms_torch import TorchTransform
 
 __all__ = [
     "RECIPES",
+    "WRONG_KEYS",
     "Accuracy",
     "ArrayDataset",
     "Bundle",
+    "ByteModel",
     "CifarResNet18",
     "DigitsNet",
+    "Diverged",
+    "FastNet",
     "MissingExtra",
     "PixelModel",
     "Progress",
+    "Pulse",
     "Recipe",
+    "SegmentationDataset",
     "Split",
     "TorchTransform",
     "Trained",
@@ -42,6 +48,8 @@ __all__ = [
     "evaluate",
     "evaluation_keys",
     "export_program",
+    "fit_stems",
+    "keyed",
     "read_bundle",
     "recipe",
     "seal",

@@ -4,44 +4,53 @@ The file holds plaintext weights, so it is private (0600). It is read with `weig
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from tessera.keystore._files import PRIVATE_MODE, read_limited, write_atomically
-from tessera.keystore.errors import Conflict, Malformed, NotFound
+from tessera.keystore.errors import Conflict, Malformed, NotFound, Unavailable
 
 FILE_NAME: Final = "checkpoint.pt"
 MAX_BYTES: Final = 64 * 2**30
 
-_FIELDS = frozenset({"run", "epoch", "model", "optimiser", "history"})
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The state after `epoch` epochs of the run that `run` describes; `history` has one entry for each."""
+    """The state after `epoch` epochs of the run with the settings `run`; `history` has one entry for each epoch."""
 
-    run: str
+    run: dict[str, Any]
     epoch: int
     model: dict[str, Any]
     optimiser: dict[str, Any]
+    scaler: dict[str, Any]
+    """The gradient scaler's; empty for the precisions that have none."""
+    average: dict[str, Any] | None
+    """The moving average's weights, where the run keeps one."""
     history: list[dict[str, float]]
+
+
+_FIELDS = frozenset(field.name for field in fields(Checkpoint))
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint of `folder`, which is made when missing. Raises `Denied` or `Unavailable`."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise Unavailable(f"{folder} cannot be made a folder", remedy="Choose another path.") from error
     buffer = io.BytesIO()
     torch.save({name: getattr(checkpoint, name) for name in sorted(_FIELDS)}, buffer)
     write_atomically(folder / FILE_NAME, buffer.getvalue(), mode=PRIVATE_MODE, overwrite=True)
 
 
-def load_checkpoint(folder: Path, *, run: str) -> Checkpoint | None:
+def load_checkpoint(folder: Path, *, run: dict[str, Any]) -> Checkpoint | None:
     """Return the checkpoint of `folder`, or None when it has none.
 
-    Raises `Conflict` when it belongs to a run with other settings, `Malformed` when it is no checkpoint.
+    Raises `Conflict` naming the settings when it belongs to a run with others, `Malformed` when it is no checkpoint.
     """
     path = folder / FILE_NAME
     try:
@@ -56,19 +65,38 @@ def load_checkpoint(folder: Path, *, run: str) -> Checkpoint | None:
         raise Malformed(f"{path} is not a checkpoint", remedy=f"Delete {path} and train from the start.")
     if found["run"] != run:
         raise Conflict(
-            f"{path} belongs to a run with other settings",
+            f"{path} belongs to a run with other settings: {_difference(found['run'], run)}",
             remedy="Choose another folder, or repeat the settings of that run.",
         )
     return Checkpoint(**found)
 
 
+def restore_weights(model: nn.Module, saved: dict[str, Any], path: Path) -> None:
+    """Put `saved` into `model`. Raises `Conflict` naming the first tensor that differs when it is another network's."""
+    mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    theirs = {name: tuple(getattr(value, "shape", ())) for name, value in saved.items()}
+    for name in [*mine, *theirs]:
+        if mine.get(name) != theirs.get(name):
+            raise Conflict(
+                f"{path / FILE_NAME} belongs to another network: {name} is "
+                f"{theirs.get(name, 'missing')} there and {mine.get(name, 'missing')} here",
+                remedy="Choose another folder for this run's checkpoints, or the network of that run.",
+            )
+    model.load_state_dict(saved)
+
+
+def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+    names = [name for name in sorted(theirs.keys() | mine.keys()) if theirs.get(name) != mine.get(name)]
+    return "; ".join(f"{name} is {theirs.get(name)} there and {mine.get(name)} here" for name in names[:3])
+
+
 def _has_form(found: Any) -> bool:
     if not isinstance(found, dict) or found.keys() != _FIELDS:
         return False
-    model, optimiser, history = found["model"], found["optimiser"], found["history"]
+    objects = [found[name] for name in ("run", "model", "optimiser", "scaler")]
     return (
-        isinstance(model, dict)
-        and isinstance(optimiser, dict)
-        and isinstance(history, list)
-        and found["epoch"] == len(history)
+        all(isinstance(value, dict) for value in objects)
+        and isinstance(found["average"], dict | None)
+        and isinstance(found["history"], list)
+        and found["epoch"] == len(found["history"])
     )

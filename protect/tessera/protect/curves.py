@@ -1,9 +1,12 @@
-"""The picture of a training run: loss and accuracy by epoch, and what keys are worth."""
+"""The picture of a training run: loss and measure by epoch, and what keys are worth."""
 
 import io
-from typing import Any
+from typing import Any, Final
 
 from tessera.protect.extras import MissingExtra
+
+METRIC_WORDS: Final = {"accuracy": "accuracy", "mean_iou": "mean intersection over union"}
+"""What each measure is called in front of people."""
 
 
 def draw_curves(report: dict[str, Any]) -> bytes:
@@ -14,20 +17,22 @@ def draw_curves(report: dict[str, Any]) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra("matplotlib", "vendor", "to draw training curves") from error
-    history, accuracy = report["history"], report["accuracy"]
+    history, metric = report["history"], report["metric"]
+    measured, words = report[metric], METRIC_WORDS[metric]
     epochs = range(1, len(history) + 1)
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     loss, share = figure.subplots(1, 2)
     loss.plot(epochs, [entry["loss"] for entry in history])
     loss.set(title=f"{report['task']}, {report['transform'] or 'no transform'}", xlabel="epoch", ylabel="training loss")
-    for name, label in (("train_accuracy", "training"), ("test_accuracy", "test, right key")):
-        share.plot(epochs, [entry[name] for entry in history], label=label)
+    pixels = "" if metric == "accuracy" else ", share of pixels"
+    share.plot(epochs, [entry["train_accuracy"] for entry in history], label=f"training{pixels}")
+    share.plot(epochs, [entry[f"test_{metric}"] for entry in history], label="test, right key")
     for name, label, colour in (("wrong_key", "wrong keys (mean)", "C3"), ("plain", "plain inputs", "C2")):
-        if accuracy[name] is not None:
-            text = f"test, {label}: {accuracy[name]:.1%}"
-            share.axhline(accuracy[name], linestyle="--", label=text, color=colour)
-    share.set(title="accuracy", xlabel="epoch", ylim=(0, 1.02))
+        if measured[name] is not None:
+            text = f"test, {label}: {measured[name]:.1%}"
+            share.axhline(measured[name], linestyle="--", label=text, color=colour)
+    share.set(title=words, xlabel="epoch", ylim=(0, 1.02))
     share.legend(loc="center right")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)

@@ -1,0 +1,100 @@
+"""A training run in the terminal: the recipe's task with the options of the command line, and a progress bar."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tessera.cli import console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from tessera.keystore.secrets import InputKey
+    from tessera.protect import Progress, Pulse, Recipe, Trained
+    from tessera.transforms import TransformSpec
+
+_STEPS = 1000
+"""Parts of the bar."""
+
+
+def run_training(
+    recipe: "Recipe",
+    spec: "TransformSpec | None",
+    key: "InputKey | None",
+    *,
+    seed: int,
+    changes: Mapping[str, Any] | None = None,
+    data: Path | None = None,
+    epochs: int | None = None,
+    device: str = "cpu",
+    wrong_keys: int | None = None,
+    checkpoint_dir: Path | None = None,
+) -> "Trained":
+    """Train with a progress bar on standard error; raises what `tessera.protect.train` raises.
+
+    `changes` are fields of the recipe's task by name; those that are None are left as they are.
+    """
+    from tessera.protect import WRONG_KEYS, train
+
+    chosen = {name: value for name, value in (changes or {}).items() if value is not None}
+    task = replace(recipe.task(data), **chosen)
+    with _bar(f"training {recipe.name}") as bar:
+        return train(
+            task,
+            transform=spec,
+            key=key,
+            seed=seed,
+            device=device,
+            epochs=epochs,
+            wrong_keys=WRONG_KEYS if wrong_keys is None else wrong_keys,
+            checkpoint_dir=checkpoint_dir,
+            progress=bar.after_epoch,
+            pulses=bar.within_epoch,
+        )
+
+
+class _TrainingBar:
+    """One bar: how far the run is, and what the last epoch reached."""
+
+    def __init__(self, bar: "Bar", task: "TaskID") -> None:
+        self._bar, self._task, self._reached = bar, task, ""
+
+    def within_epoch(self, at: "Pulse") -> None:
+        """Show a pulse."""
+        text = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}{self._reached}  {at.samples_per_s:,.0f} samples/s"
+        self._show(at.done, f"{text}  {format_remaining(at.remaining_s)} left")
+
+    def after_epoch(self, at: "Progress") -> None:
+        """Show an epoch's result."""
+        self._reached = f"  test {at.metric.replace('_', ' ')} {at.test_score:.1%}"
+        text = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}{self._reached}  {at.samples_per_s:,.0f} samples/s"
+        self._show(at.epoch / at.epochs, text if at.epoch < at.epochs else f"{text}  trying wrong keys")
+
+    def _show(self, done: float, text: str) -> None:
+        self._bar.update(self._task, completed=round(done * _STEPS), text=text)
+
+
+def format_remaining(seconds: float) -> str:
+    """Return a time to wait as `45 s`, `3 min` or `1 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[_TrainingBar]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console.err()) as bar:
+        yield _TrainingBar(bar, bar.add_task(label, total=_STEPS, text=""))
