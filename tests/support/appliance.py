@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from support import keys
+from support import keys, tiers
 from support.clock import ShiftedClock
 from support.models import seal
 from tessera.keystore import grant as grants
@@ -42,11 +42,12 @@ DAY_S = 86_400
 
 @dataclass(frozen=True)
 class Kind:
-    """One model to publish: plain inputs, or inputs under `keys.INPUT_KEY`."""
+    """One model to publish: plain inputs, or inputs under `keys.INPUT_KEY`; one tier, or the three of `tiers.TIERS`."""
 
     model: str = "digits"
     version: int = 1
     keyed: bool = False
+    tiered: bool = False
 
     @property
     def input_key(self) -> InputKey | None:
@@ -56,6 +57,7 @@ class Kind:
 
 PLAIN = Kind()
 KEYED = Kind(model="secret-digits", keyed=True)
+TIERED = Kind(tiered=True)
 
 
 @functools.cache
@@ -63,6 +65,9 @@ def sealed_bytes(kind: Kind) -> tuple[bytes, Manifest]:
     """Return a package file and its manifest; exported once a process, because torch takes its time."""
     key_id = None if kind.input_key is None else proofs.input_key_id(kind.input_key)
     with tempfile.TemporaryDirectory() as folder:
+        if kind.tiered:
+            tiered = tiers.seal_tiered(Path(folder), model=kind.model, version=kind.version)
+            return tiered.sealed.path.read_bytes(), tiered.sealed.manifest
         sealed = seal(Path(folder), model=kind.model, version=kind.version, input_key_id=key_id)
         return sealed.path.read_bytes(), sealed.manifest
 
@@ -147,7 +152,9 @@ class Site:
 
     def grant(self, licence: Licence, *, kind: Kind = PLAIN, buyer: Identity = keys.BUYER) -> Grant:
         """Return the grant of a licence for the published package of `kind`."""
-        secrets = PackageSecrets(sealed_bytes(kind)[1].package_id, keys.CONTENT_KEY, kind.input_key)
+        package_id = sealed_bytes(kind)[1].package_id
+        tier_key = tiers.tier_key(package_id=package_id) if kind.tiered else None
+        secrets = PackageSecrets(package_id, keys.CONTENT_KEY, kind.input_key, tier_key)
         now_s = self.clock.now_s()
         return grants.issue(
             licence, issuer=keys.ISSUER, secrets=secrets, buyer=buyer.public, node=self.node, now_s=now_s

@@ -39,6 +39,7 @@ class Shelf:
     def __init__(self, *offers: Offer) -> None:
         self.published = {entry.package_id: entry for entry in offers}
         self.states: dict[str, ModelState] = dict.fromkeys(self.published, "ready")
+        self.missing: set[tuple[str, int]] = set()
 
     def offers(self, model: str) -> Sequence[Offer]:
         """Return the packages of this name, newest first."""
@@ -48,6 +49,10 @@ class Shelf:
     def state(self, package_id: str) -> ModelState:
         """Return what the test has set."""
         return self.states[package_id]
+
+    def serves(self, package_id: str, tier: int) -> bool:
+        """Return whether the package is ready at this tier; at every one unless the test has said otherwise."""
+        return self.states[package_id] == "ready" and (package_id, tier) not in self.missing
 
 
 @dataclass

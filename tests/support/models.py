@@ -11,6 +11,7 @@ from torch import nn
 
 from support.keys import CONTENT_KEY, ISSUER, NOW_S
 from tessera.keystore.package import Draft, Manifest, Part, TensorSpec, Tier, write_package
+from tessera.keystore.tiers import TierKey
 
 IMAGE = TensorSpec("image", "UINT8", (-1, 1, 8, 8), "NCHW")
 LOGITS = TensorSpec("logits", "FP32", (-1, 10), "", finite=True)
@@ -104,6 +105,8 @@ def seal(
     input_key_id: str | None = None,
     tiers: tuple[Tier, ...] = (Tier(1, "full", {}),),
     package_id: str | None = None,
+    patches: Sequence[bytes] = (),
+    tier_key: TierKey | None = None,
 ) -> Sealed:
     """Export `module` (a seeded `Digits` when None) and seal it in `folder` by `ISSUER` under `CONTENT_KEY`."""
     from tessera.server.engine.datatypes import DATATYPES
@@ -134,6 +137,8 @@ def seal(
         content_key=CONTENT_KEY,
         created_at_s=NOW_S,
         package_id=package_id,
+        patches=patches,
+        tier_key=tier_key,
     )
     return Sealed(path, manifest, module)
 

@@ -6,24 +6,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tessera.keystore import canonical
 from tessera.keystore.identity import Identity, Signer
 from tessera.keystore.package import (
     ITEM_BYTES,
     Draft,
     Manifest,
+    PatchEntry,
     TensorSpec,
     Tier,
     UnlockedPackage,
+    encode_patch,
     open_package,
     write_package,
 )
-from tessera.keystore.secrets import AgreementKey, ContentKey, SigningSeed
+from tessera.keystore.secrets import AgreementKey, ContentKey, SigningSeed, TierSecret
+from tessera.keystore.tiers import TierKey
 
 CREATED_AT_S = 1_700_000_000
 ISSUER_SEED = bytes(range(32))
 OTHER_SEED = bytes(range(1, 33))
 CONTENT_KEY = bytes(range(64, 96))
+TIER_SECRET = bytes(range(96, 128))
+PACKAGE_ID = bytes(range(16)).hex()
 PROGRAM = b"not really a torch.export archive: " + bytes(range(150))
 
 
@@ -93,6 +100,9 @@ class SmallPackage:
     issuer: Signer
     issuers: Mapping[str, bytes]
     plain: Mapping[str, bytes] = field(repr=False)
+    tier_key: TierKey | None = None
+    """Key of the top tier."""
+    patches: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
     def raw(self) -> bytes:
@@ -128,6 +138,8 @@ def small_package(
     program: bytes = PROGRAM,
     draft: Draft | None = None,
     chunk_bytes: int = 64,
+    patches: tuple[bytes, ...] = (),
+    tier_key: TierKey | None = None,
     **options: Any,
 ) -> SmallPackage:
     """Write a package at `path` and return it; 64-byte chunks by default, so that parts have several."""
@@ -142,15 +154,46 @@ def small_package(
         content_key=content_key,
         created_at_s=CREATED_AT_S,
         chunk_bytes=chunk_bytes,
+        patches=patches,
+        tier_key=tier_key,
         **options,
     )
     plain = {entry.name: entry.plain for entry in weights}
-    return SmallPackage(path, manifest, content_key, issuer, {issuer.key_id: issuer.public.verify_key}, plain)
+    issuers = {issuer.key_id: issuer.public.verify_key}
+    return SmallPackage(path, manifest, content_key, issuer, issuers, plain, tier_key, patches)
 
 
-def read_all(unlocked: UnlockedPackage) -> dict[str, bytes]:
-    """Return every tensor's plaintext and, as `""`, the program."""
+SMALL_PATCHES = (
+    encode_patch(()),
+    encode_patch([PatchEntry("conv.weight", "F32", 4, np.array([1, 3]), np.frombuffer(pattern(32, 50), np.uint8))]),
+    encode_patch(
+        [
+            PatchEntry("conv.bias", "F32", 1, np.array([0, 5, 15]), np.frombuffer(pattern(12, 60), np.uint8)),
+            PatchEntry("conv.weight", "F32", 4, np.array([0, 2]), np.frombuffer(pattern(32, 70), np.uint8)),
+        ]
+    ),
+)
+"""Patches of `SMALL_WEIGHTS` for three tiers; the first adds nothing, the last one spans several chunks."""
+
+SMALL_TIERS = tuple(Tier(number, name, {}) for number, name in enumerate(("basic", "better", "full"), 1))
+
+
+def small_tiers(path: Path, *, package_id: str = PACKAGE_ID, **changes: Any) -> SmallPackage:
+    """Write a package of three tiers at `path`, its tier keys those of `TIER_SECRET`, and return it."""
+    given = {
+        "draft": a_draft(tiers=SMALL_TIERS),
+        "patches": SMALL_PATCHES,
+        "tier_key": TierKey(package_id, len(SMALL_TIERS), TierSecret(TIER_SECRET)),
+    }
+    return small_package(path, package_id=package_id, **(given | changes))
+
+
+def read_all(unlocked: UnlockedPackage, tier_key: TierKey | None = None) -> dict[str, bytes]:
+    """Return every tensor's plaintext, as `""` the program, and under the part's key the patches up to the tier."""
     found = {"": unlocked.read_program()}
+    for tier in range(1, 1 + (0 if tier_key is None else tier_key.tier)):
+        assert tier_key is not None
+        found[f"p/{tier:02}"] = encode_patch(unlocked.read_patch(tier_key.at(tier)))
     for part in unlocked.tensors:
         out = bytearray(part.size)
         unlocked.read_tensor_into(part.name, out)
@@ -163,7 +206,7 @@ def open_and_read(package: SmallPackage, *, digests: bool = True) -> dict[str, b
     with open_package(package.path, package.issuers) as sealed:
         if digests:
             sealed.verify_digests()
-        return read_all(sealed.unlock(package.content_key))
+        return read_all(sealed.unlock(package.content_key), package.tier_key)
 
 
 def edit_header(raw: bytes, edit: Callable[[dict[str, Any]], None]) -> bytes:

@@ -12,7 +12,6 @@ import grpc.aio
 from tessera.client._refusals import RpcFailed
 from tessera.keystore.errors import ApiMisuse, Malformed, NotFound
 
-DEFAULT_MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 MAX_ROOTS_BYTES: Final = 4 * 1024 * 1024
 
 

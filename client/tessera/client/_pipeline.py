@@ -24,6 +24,7 @@ from tessera.client._plans import Core, answer_of, pause_or_raise
 from tessera.client._refusals import RpcFailed, refusal, retryable, session_lost
 from tessera.client._request import Prepared, accept, prepare
 from tessera.client._session import Session
+from tessera.client._sizes import largest_batch
 from tessera.client._types import Answer, Inputs
 from tessera.client.errors import ClientError, DeadlineExceeded, InvalidTensor, ProtocolError
 from tessera.keystore.errors import ApiMisuse
@@ -66,8 +67,9 @@ class Pipeline:
     ) -> None:
         if not 1 <= window <= MAX_WINDOW:
             raise ApiMisuse(f"window is 1 to {MAX_WINDOW} requests")
-        if not 1 <= pack <= session.contract.max_batch:
-            raise ApiMisuse(f"pack is 1 to {session.contract.max_batch}, the model's largest batch")
+        self._largest = largest_batch(session.contract, core.max_message_bytes)
+        if not 1 <= pack <= self._largest:
+            raise ApiMisuse(f"pack is 1 to {self._largest}, the largest batch of the model that fits into one message")
         if on_error not in ("raise", "yield"):
             raise ApiMisuse("on_error is 'raise' or 'yield'")
         self._core, self._session, self._pack, self._timeout_s = core, session, pack, timeout_s
@@ -230,12 +232,13 @@ class Pipeline:
         return max(left_s, 0.0)
 
     def _check_size(self, batch: _tensors.Batch) -> None:
-        largest = self._session.contract.max_batch
         name = next(iter(batch.arrays))
         if self._pack > 1 and not batch.single:
             raise InvalidTensor("only single samples can be packed; this frame has a batch axis", tensor=name)
-        if batch.samples > largest:
-            raise InvalidTensor(f"a frame of {batch.samples} samples exceeds the model's {largest}", tensor=name)
+        if batch.samples > self._largest:
+            raise InvalidTensor(
+                f"a frame of {batch.samples} samples exceeds the model's largest request, {self._largest}", tensor=name
+            )
 
     def _flush(self) -> None:
         if not self._filling:

@@ -17,7 +17,8 @@ from tessera.client._refusals import RpcFailed, refusal, retryable, session_lost
 from tessera.client._request import Accepted, Prepared, accept, prepare, request_ids
 from tessera.client._retry import RetryPolicy
 from tessera.client._session import Session
-from tessera.client._types import Answer, Array, Inputs, Usage
+from tessera.client._sizes import largest_batch
+from tessera.client._types import DEFAULT_MAX_MESSAGE_BYTES, Answer, Array, Inputs, Usage
 from tessera.client.errors import ClientError
 from tessera.keystore.errors import ApiMisuse
 from tessera.v1 import licensing_pb2 as pb
@@ -34,6 +35,8 @@ class Core:
     clocks: Clocks
     chance: Callable[[], float]
     receipts: bool
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    """Longest message that is sent or received."""
 
 
 def fresh_session(core: Core, held: Held, current: Session | None, stale: Session | None) -> Plan[Session]:
@@ -82,7 +85,7 @@ def infer(core: Core, held: Held, inputs: Inputs, request_id: str | None, *, sol
     if sole:
         check_sole_output(session)
     batch = _tensors.check(session.contract, inputs)
-    parts = list(_tensors.split(batch, session.contract.max_batch))
+    parts = list(_tensors.split(batch, largest_batch(session.contract, core.max_message_bytes)))
     accepted: list[Accepted] = []
     attempts = 0
     for arrays, part_id in zip(parts, request_ids(request_id, len(parts)), strict=True):

@@ -82,6 +82,7 @@ BY_REASON: Final[dict[str, type[e.ClientError]]] = {
     "model-unknown": e.ModelUnknown,
     "model-not-ready": e.ModelNotReady,
     "tier-unavailable": e.TierUnavailable,
+    "tier-not-licensed": e.TierUnavailable,
     "issuer-absent": e.ServerFault,
     "tampered": e.LicenceInvalid,
     "package-tampered": e.ServerFault,
@@ -104,6 +105,7 @@ BY_REASON: Final[dict[str, type[e.ClientError]]] = {
     "transform-invalid": e.InvalidRequest,
     "server-unverified": e.ServerUnverified,
     "unreachable": e.Unreachable,
+    "training-diverged": e.ServerFault,
 }
 """Every reason of `REASONS`; a test holds the two tables equal."""
 

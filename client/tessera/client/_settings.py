@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypedDict
 
 from tessera.client import _plans
-from tessera.client._channel import DEFAULT_MAX_MESSAGE_BYTES, address
+from tessera.client._channel import address
 from tessera.client._credentials import Held, IdentitySource, InputKeySource, LicenceSource, PassphraseSource, load
 from tessera.client._effects import NeedSession, Plan
 from tessera.client._handshake import Clocks
@@ -16,7 +16,7 @@ from tessera.client._pipeline import MAX_STREAMS, OnError, Pipeline
 from tessera.client._plans import Core
 from tessera.client._retry import RetryPolicy
 from tessera.client._session import Session
-from tessera.client._types import Answer, Inputs, WhoAmI
+from tessera.client._types import DEFAULT_MAX_MESSAGE_BYTES, Answer, Inputs, WhoAmI
 from tessera.client.errors import DeadlineExceeded
 from tessera.keystore.errors import ApiMisuse
 
@@ -48,6 +48,8 @@ class ClientSettings(ABC):
     checked receipt, or `ReceiptInvalid` is raised; with `"off"` none is asked for. `timeout_s` bounds each call,
     retries included; in a stream it bounds each answer. `retries` counts repetitions of what is safe to repeat;
     `retry` replaces the whole policy. `danger_plaintext` switches TLS off, towards this very machine only.
+    `max_message_bytes` bounds what is sent and received in one message; batches are split so that they keep to it and
+    to the server's limits.
 
     Raises the errors of `tessera.keystore` for files that do not open, and `ApiMisuse` for settings that make no sense.
     Nothing is sent before the first call.
@@ -81,6 +83,7 @@ class ClientSettings(ABC):
             clocks=Clocks(time.time, time.monotonic),
             chance=random.random,
             receipts=receipts == "verify",
+            max_message_bytes=max_message_bytes,
         )
         self._connect()
 

@@ -129,6 +129,9 @@ class WhoAmI:
     licences: tuple[LicenceInfo, ...] = field(default=())
 
 
+DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""Longest message that a client sends or receives, unless told otherwise."""
+
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
     "UINT8": np.dtype("u1"),

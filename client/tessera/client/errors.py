@@ -301,7 +301,7 @@ class ModelNotReady(ModelError):
 
 
 class TierUnavailable(ModelError):
-    """The package has no tier that the licence may use."""
+    """The package has no such tier, or the licence does not reach it."""
 
     default_reason = "tier-unavailable"
 

@@ -1,8 +1,9 @@
 """Grants: the sealed keys that make a licence work (docs/spec.md, rules G-1 to G-7).
 
-The issuer signs a grant for one licence, one package and one node. It carries up to three sealed boxes: the content key
-and the confirmation key for the node, the input key for the buyer. The text in each box begins with its purpose, the
-licence's digest and the package id, so a box that is moved to another place or another grant is refused.
+The issuer signs a grant for one licence, one package and one node. It carries up to four sealed boxes: the content key,
+the key of the licence's tier and the confirmation key for the node, the input key for the buyer. The text in each box
+begins with its purpose, the licence's digest and the package id, so a box that is moved to another place or another
+grant is refused.
 """
 
 import secrets as _random
@@ -36,15 +37,24 @@ from tessera.keystore.keyfile import (
 )
 from tessera.keystore.licence import Licence
 from tessera.keystore.proof import confirmation_key, input_key_id
-from tessera.keystore.secrets import ConfirmationKey, ContentKey, InputKey, Key32, Passphrase, SecretBytes
+from tessera.keystore.secrets import (
+    ConfirmationKey,
+    ContentKey,
+    InputKey,
+    Key32,
+    Passphrase,
+    SecretBytes,
+    TierSecret,
+)
+from tessera.keystore.tiers import MAX_TIERS, TierKey
 
 TYP = "tessera-grant+jwt"
 MAX_BOX_BYTES = 512
 DIGEST_BYTES = 32
 
 _BOX_LABEL = b"tessera/v1/grant-box\n"
-_CONTENT, _CONFIRMATION, _INPUT = "content-key", "confirmation-key", "input-key"
-_SECRETS_VERSION = 1
+_CONTENT, _CONFIRMATION, _INPUT, _TIER = "content-key", "confirmation-key", "input-key", "tier-key"
+_PLAIN_VERSION, _TIERED_VERSION = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +64,36 @@ class PackageSecrets:
     package_id: str
     content_key: ContentKey
     input_key: InputKey | None
+    tier_key: TierKey | None = None
+    """Key of the top tier, for a package whose tiers have keys."""
 
     def __post_init__(self) -> None:
         check_text(self.package_id, HEX_16_BYTES, "package_id")
+        if self.tier_key is not None and self.tier_key.package_id != self.package_id:
+            raise Malformed("the tier key is another package's")
 
     def to_secret(self) -> SecretBytes:
-        """Return version (1 byte), package id (16), content key (32) and, if there is one, input key (32): rule G-6."""
-        head = bytes([_SECRETS_VERSION]) + bytes.fromhex(self.package_id)
+        """Return version, package id, content key, for a package with tier keys the top tier and its key, and the input
+        key if there is one: rule G-6."""
+        tier = b"" if self.tier_key is None else bytes([self.tier_key.tier]) + self.tier_key.secret.reveal()
+        head = bytes([_TIERED_VERSION if tier else _PLAIN_VERSION]) + bytes.fromhex(self.package_id)
         tail = b"" if self.input_key is None else self.input_key.reveal()
-        return SecretBytes(head + self.content_key.reveal() + tail)
+        return SecretBytes(head + self.content_key.reveal() + tier + tail)
 
     @classmethod
     def from_secret(cls, secret: SecretBytes) -> Self:
         """Read what `to_secret` wrote. Raises `Malformed`."""
         raw = secret.reveal()
-        if len(raw) not in (49, 81) or raw[0] != _SECRETS_VERSION:
+        tier_bytes = {_PLAIN_VERSION: 0, _TIERED_VERSION: 33}.get(raw[0] if raw else 0)
+        if tier_bytes is None or len(raw) not in (49 + tier_bytes, 81 + tier_bytes):
             raise Malformed("not the package secrets of a version that this software knows")
-        return cls(raw[1:17].hex(), ContentKey(raw[17:49]), InputKey(raw[49:]) if len(raw) == 81 else None)
+        package_id, tier, tail = raw[1:17].hex(), raw[49 : 49 + tier_bytes], raw[49 + tier_bytes :]
+        return cls(
+            package_id,
+            ContentKey(raw[17:49]),
+            InputKey(tail) if tail else None,
+            TierKey(package_id, tier[0], TierSecret(tier[1:])) if tier else None,
+        )
 
 
 def save_package_secrets(
@@ -124,6 +147,9 @@ class Grant:
     confirmation_key_box: bytes | None = field(repr=False)
     input_key_box: bytes | None = field(repr=False)
     token: str = field(repr=False)
+    tier: int | None = None
+    """The tier whose key it carries: the licence's; None for a package whose tiers have no keys."""
+    tier_key_box: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_text(self.grant_id, LICENCE_ID, "jti")
@@ -135,6 +161,10 @@ class Grant:
             raise Malformed(f"licence_digest has {DIGEST_BYTES} bytes")
         if (self.confirmation_key_box is None) != (self.input_key_box is None):
             raise Malformed("a grant carries confirmation key and input key together, or neither")
+        if (self.tier is None) != (self.tier_key_box is None):
+            raise Malformed("a grant carries a tier and its key together, or neither")
+        if self.tier is not None:
+            check_integer(self.tier, 1, MAX_TIERS, "a grant's tier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +173,8 @@ class NodeKeys:
 
     content_key: ContentKey
     confirmation_key: ConfirmationKey | None
+    tier_key: TierKey | None = None
+    """Key of the licence's tier; None for a package whose tiers have no keys."""
 
 
 def issue(
@@ -156,7 +188,9 @@ def issue(
 ) -> Grant:
     """Seal the package's keys for the licence's buyer and for `node`, and sign the whole.
 
-    Raises `Denied` with reason `grant-mismatch` when issuer, buyer, node or input key is not the licence's.
+    Of a package with tier keys the node gets the key of the licence's tier, which gives those below it. Raises `Denied`
+    with reason `grant-mismatch` when issuer, buyer, node or input key is not the licence's, and `tier-unavailable` when
+    the licence names a tier above the package's top.
     """
     require_role(buyer, "buyer")
     require_role(node, "node")
@@ -165,6 +199,7 @@ def issue(
     _match(licence.buyer_id == buyer.key_id, "the licence is another buyer's")
     _match(licence.node_id in (None, node.key_id), "the licence is for another node")
     _match(licence.terms.input_key_id == key_id, "the licence and the package secrets name different input keys")
+    tier_key = _tier_key(secrets, licence)
     place = (licence.digest, secrets.package_id)
     grant: dict[str, Json] = {
         "licence_digest": licence.digest.hex(),
@@ -174,6 +209,9 @@ def issue(
     if secrets.input_key is not None:
         grant["confirmation_key_box"] = _seal(node, _CONFIRMATION, place, confirmation_key(secrets.input_key))
         grant["input_key_box"] = _seal(buyer, _INPUT, place, secrets.input_key)
+    if tier_key is not None:
+        grant["tier"] = tier_key.tier
+        grant["tier_key_box"] = _seal(node, f"{_TIER}/{tier_key.tier}", place, tier_key.secret)
     claims: dict[str, Json] = {
         "iss": issuer.key_id,
         "sub": buyer.key_id,
@@ -197,6 +235,7 @@ def verify(token: str, licence: Licence, issuers: Mapping[str, bytes]) -> Grant:
     _match(grant.issuer_id == licence.issuer_id, "the grant is signed by another issuer than the licence")
     _match(grant.buyer_id == licence.buyer_id, "the grant names another buyer than the licence")
     _match(licence.node_id in (None, grant.node_id), "the grant is for another node than the licence")
+    _match(grant.tier in (None, licence.terms.tier), "the grant carries the key of another tier than the licence's")
     return grant
 
 
@@ -216,7 +255,11 @@ def open_for_node(grant: Grant, node: Identity) -> NodeKeys:
     confirmation = None
     if grant.confirmation_key_box is not None:
         confirmation = ConfirmationKey(_open(grant, node, _CONFIRMATION, grant.confirmation_key_box).reveal())
-    return NodeKeys(ContentKey(_open(grant, node, _CONTENT, grant.content_key_box).reveal()), confirmation)
+    tier_key = None
+    if grant.tier is not None and grant.tier_key_box is not None:
+        secret = _open(grant, node, f"{_TIER}/{grant.tier}", grant.tier_key_box)
+        tier_key = TierKey(grant.package_id, grant.tier, TierSecret(secret.reveal()))
+    return NodeKeys(ContentKey(_open(grant, node, _CONTENT, grant.content_key_box).reveal()), confirmation, tier_key)
 
 
 def open_for_buyer(grant: Grant, buyer: Identity) -> InputKey | None:
@@ -229,7 +272,7 @@ def open_for_buyer(grant: Grant, buyer: Identity) -> InputKey | None:
 
 _CLAIMS = frozenset({"iss", "sub", "aud", "jti", "iat", "tessera"})
 _REQUIRED = frozenset({"licence_digest", "package_id", "content_key_box"})
-_OPTIONAL = frozenset({"confirmation_key_box", "input_key_box"})
+_OPTIONAL = frozenset({"confirmation_key_box", "input_key_box", "tier", "tier_key_box"})
 
 
 def _from_claims(claims: dict[str, Any], key_id: str, token: str) -> Grant:
@@ -255,7 +298,23 @@ def _from_claims(claims: dict[str, Any], key_id: str, token: str) -> Grant:
         confirmation_key_box=_box(inner, "confirmation_key_box"),
         input_key_box=_box(inner, "input_key_box"),
         token=token,
+        tier=inner.get("tier"),
+        tier_key_box=_box(inner, "tier_key_box"),
     )
+
+
+def _tier_key(secrets: PackageSecrets, licence: Licence) -> TierKey | None:
+    """Return the key that the licence's tier is worth; never one above it."""
+    if secrets.tier_key is None:
+        return None
+    top, tier = secrets.tier_key.tier, licence.terms.tier
+    if tier > top:
+        raise Denied(
+            f"the package has no tier {tier}; its tiers are 1 to {top}",
+            reason="tier-unavailable",
+            remedy="issue the licence for a tier that the package has",
+        )
+    return secrets.tier_key.at(tier)
 
 
 def _box(fields: dict[str, Any], name: str) -> bytes | None:

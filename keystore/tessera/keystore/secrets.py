@@ -86,6 +86,12 @@ class ContentKey(Key32):
     __slots__ = ()
 
 
+class TierSecret(Key32):
+    """Opens what one tier of one package adds to the tier below, and gives the secrets of the tiers below it."""
+
+    __slots__ = ()
+
+
 class MasterKey(Key32):
     """Wraps the terms of a store's keyring."""
 

@@ -143,7 +143,7 @@ class Appliance:
             ready=lambda: not node.store.sealed and not self._draining,
         )
         register(inference, server)
-        licensing_pb2_grpc.add_LicensingServiceServicer_to_server(LicensingService(node), server)
+        licensing_pb2_grpc.add_LicensingServiceServicer_to_server(LicensingService(node, settings.limits), server)
         self.health.add_to(server)
         if settings.reflection:
             add_reflection(server)

@@ -39,8 +39,8 @@ class Limits(BaseModel):
     """Largest set of request headers."""
     max_licence_bytes: Count = 64 * 1024
     """Longest licence, grant or revocation token."""
-    max_tensor_bytes: Count = 4 * MIB
-    """Largest single tensor of a request."""
+    max_tensor_bytes: Count | None = None
+    """Largest single tensor of a request; None: as large as the message."""
     max_tensors: Count = 64
     """Most inputs in one request."""
     max_rank: Count = 8
@@ -73,6 +73,11 @@ class Limits(BaseModel):
     """Seconds between looks at the store for revocations that another process has put in force."""
     usage_page_records: Count = 500
     """Ledger records in one message of a usage export."""
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Largest single tensor of a request."""
+        return self.max_tensor_bytes if self.max_tensor_bytes is not None else self.max_message_bytes
 
 
 class Settings(BaseSettings):

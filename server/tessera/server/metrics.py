@@ -39,16 +39,18 @@ _BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class ModelMetrics:
-    """The children of one model, bound once: `batch_samples`, `samples(tier, count)` and the depth of its queues.
+    """The children of one model, bound once: `batch_samples`, `samples(tier, count)`, `loaded(tier, there)` and the
+    depth of its queues.
 
     The depth is read at each scrape from the queues that asked to be watched, so waiting costs nothing on the hot path.
     """
 
-    def __init__(self, model: str, batch: Histogram, queue: Gauge, samples: Counter) -> None:
+    def __init__(self, model: str, batch: Histogram, queue: Gauge, samples: Counter, loaded: Gauge) -> None:
         self.batch_samples = batch.labels(model)
         queue.labels(model).set_function(lambda: float(sum(depth() for depth in self._queues)))
         self._queues: list[Callable[[], int]] = []
         self._samples = samples
+        self._loaded = loaded
         self._model = model
         self._tiers: dict[int, Counter] = {}
 
@@ -59,6 +61,10 @@ class ModelMetrics:
     def forget_queue(self, depth: Callable[[], int]) -> None:
         """Take back `watch_queue(depth)`."""
         self._queues.remove(depth)
+
+    def loaded(self, tier: int, there: bool) -> None:
+        """Note whether the weights of `tier` are in memory."""
+        self._loaded.labels(self._model, str(tier)).set(float(there))
 
     def samples(self, tier: int, count: int) -> None:
         """Add `count` charged samples served at `tier`."""
@@ -97,6 +103,9 @@ class Metrics:
         )
         self._queue = Gauge("tessera_queue_samples", "Samples waiting for the device.", ["model"], registry=registry)
         self._samples = Counter("tessera_samples", "Samples charged.", ["model", "tier"], registry=registry)
+        self._loaded = Gauge(
+            "tessera_variant_loaded", "1 while a tier's weights are in memory.", ["model", "tier"], registry=registry
+        )
         self._refusals = Counter("tessera_refusals", "Requests refused or failed.", ["reason"], registry=registry)
         self.ledger_commits = Counter("tessera_ledger_commits", "Durable ledger transactions.", registry=registry)
         self.ledger_records = Counter("tessera_ledger_records", "Usage records appended.", registry=registry)
@@ -139,7 +148,7 @@ class Metrics:
         """Return the children of the published model `name`, the same object each time."""
         found = self._models.get(name)
         if found is None:
-            found = self._models[name] = ModelMetrics(name, self._batch, self._queue, self._samples)
+            found = self._models[name] = ModelMetrics(name, self._batch, self._queue, self._samples, self._loaded)
         return found
 
     def watch_sessions(self, count: Callable[[], float]) -> None:

@@ -20,7 +20,7 @@ from tessera.keystore.store import Store
 from tessera.server.admission import Gate
 from tessera.server.clock import Clock
 from tessera.server.config import Settings
-from tessera.server.engine import Executor, ModelDirectory, ModelEntry, load_sealed
+from tessera.server.engine import Executor, ModelDirectory, ModelEntry, load_variant
 from tessera.server.metering import Meter
 from tessera.server.metrics import Metrics
 from tessera.server.vault import Vault
@@ -57,12 +57,13 @@ class Node:
             packages=store.packages,
             issuers=store.issuers,
             content_key=self.vault.content_key,
+            tier_key=self.vault.tier_key,
             executor=self.executor,
             meter=self.meter,
             limits=settings.limits,
             metrics=metrics,
             clock=clock,
-            loader=partial(load_sealed, arithmetic=settings.arithmetic),
+            loader=partial(load_variant, arithmetic=settings.arithmetic),
         )
         self._announce = announce
         self._revoked = store.revoked()

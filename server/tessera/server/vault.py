@@ -11,6 +11,7 @@ from tessera.keystore.grant import Grant, NodeKeys, PackageSecrets
 from tessera.keystore.identity import Identity
 from tessera.keystore.secrets import ContentKey
 from tessera.keystore.store import Store
+from tessera.keystore.tiers import TierKey
 from tessera.keystore.usage import UsageRecord, sign_checkpoint, sign_receipt
 
 
@@ -55,6 +56,31 @@ class Vault:
             "no installed grant holds the package's key",
             reason="grant-missing",
             remedy="install a licence with its grant; the first buyer to open a session with a grant does so too",
+        )
+
+    def tier_key(self, package_id: str, tier: int | None = None) -> TierKey:
+        """Return the key of a package's tier from the installed grants, or from its secrets where the store has them.
+
+        A grant for a higher tier will do, as its key gives those below. None means the highest tier of any grant, else
+        the package's top. Raises `NotFound` `grant-missing` when there is no such key.
+        """
+        grants_here = [
+            grant
+            for installed in self._store.licences()
+            for grant in installed.grants
+            if grant.package_id == package_id and grant.tier is not None
+        ]
+        for grant in sorted(grants_here, key=lambda grant: grant.tier or 0, reverse=tier is None):
+            key = self.open_grant(grant).tier_key if tier is None or (grant.tier or 0) >= tier else None
+            if key is not None:
+                return key.at(key.tier if tier is None else tier)
+        secrets = self._store.package_secrets(package_id)
+        if secrets is not None and secrets.tier_key is not None and (tier is None or secrets.tier_key.tier >= tier):
+            return secrets.tier_key.at(secrets.tier_key.tier if tier is None else tier)
+        raise NotFound(
+            "no installed grant holds the key of this tier",
+            reason="grant-missing",
+            remedy="install a licence for this tier, or for a higher one, with its grant",
         )
 
     def has_content_key(self, package_id: str) -> bool:

@@ -9,7 +9,8 @@ import pytest
 from support.packages import read_all
 from tessera.keystore.errors import Tampered, TesseraError, Unauthenticated, WrongKey
 from tessera.keystore.package import open_package
-from tessera.keystore.secrets import ContentKey
+from tessera.keystore.secrets import ContentKey, TierSecret
+from tessera.keystore.tiers import TierKey
 from vectors.package.generate import HERE, vectors
 
 FILES = sorted(HERE.glob("*.txt"))
@@ -30,6 +31,14 @@ def parse(path: Path) -> tuple[dict[str, list[str]], bytes]:
     return found, bytes.fromhex(body)
 
 
+def tier_key(lines: dict[str, list[str]], package_id: str) -> TierKey | None:
+    """Return the tier key that a vector gives, if it gives one."""
+    if "tier-key" not in lines:
+        return None
+    tier, secret = lines["tier-key"][0].split()
+    return TierKey(package_id, int(tier), TierSecret(bytes.fromhex(secret)))
+
+
 def walk(path: Path, lines: dict[str, list[str]]) -> tuple[str, Any]:
     """Return the step that was reached and the error there, or the plaintexts when all steps passed."""
     step = "open"
@@ -42,7 +51,7 @@ def walk(path: Path, lines: dict[str, list[str]]) -> tuple[str, Any]:
             step = "unlock"
             unlocked = sealed.unlock(ContentKey(bytes.fromhex(lines["content-key"][0])))
             step = "read"
-            return "", read_all(unlocked)
+            return "", read_all(unlocked, tier_key(lines, sealed.manifest.package_id))
     except TesseraError as error:
         return step, error
 
@@ -59,7 +68,9 @@ def test_vector(tmp_path: Path, file: Path) -> None:
         assert [step] == lines["step"]
         return
     assert not isinstance(found, TesseraError)
-    plain = {("program" if not name else f"w/{name}"): raw for name, raw in found.items()}
+    plain = {
+        (name if name.startswith("p/") else f"w/{name}" if name else "program"): raw for name, raw in found.items()
+    }
     listed = [entry.split() for entry in lines["part"]]
     assert {key: hashlib.sha256(raw).hexdigest() for key, raw in plain.items()} == {
         key: digest for key, digest, _ in listed

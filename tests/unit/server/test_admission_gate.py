@@ -8,6 +8,7 @@ import pytest
 from support import keys
 from support.gatehouse import Gatehouse, Shelf, offer, plain_grant, plain_licence
 from support.ledger import MemoryLedger
+from support.tiers import tier_key
 from tessera.keystore import grant as grants
 from tessera.keystore import licence as licences
 from tessera.keystore.errors import (
@@ -507,6 +508,65 @@ def test_degrading_to_a_tier_that_the_package_lacks_is_refused() -> None:
     with pytest.raises(Denied) as caught:
         house.admit(session)
     assert caught.value.reason == "tier-unavailable"
+
+
+def test_a_request_may_ask_for_less_and_never_for_more() -> None:
+    """A tier at or below the licence's is served for that request; one above, or one that is not there, is refused."""
+    house = Gatehouse(shelf=Shelf(offer(keyed=False, tiers=frozenset({1, 3, 4}))))
+    session = plain_open(house, plain_licence(tier=3))
+    token = session.token.reveal().decode()
+
+    def admit(tier: int | None) -> Permit:
+        return house.gate.admit(token, "digits", "", 1, f"r-{tier}", tier=tier)
+
+    assert [admit(tier).tier for tier in (None, 1, 3)] == [3, 1, 3]
+    assert session.tier == 3
+    outstanding = house.gate.outstanding
+    for tier, reason in ((4, "tier-not-licensed"), (16, "tier-not-licensed"), (2, "tier-unavailable")):
+        with pytest.raises(Denied) as caught:
+            admit(tier)
+        assert caught.value.reason == reason
+    assert house.gate.outstanding == outstanding
+
+
+def test_in_grace_a_request_cannot_ask_for_what_the_licence_was_worth() -> None:
+    """Once degraded, the tier of the policy is the most there is."""
+    house = plain_house()
+    policy = ExpiryPolicy("degrade", 30, 1)
+    session = plain_open(house, keys.licence(Terms("digits", tier=2, expiry=policy), expires_at_s=keys.NOW_S + 60))
+    token = session.token.reveal().decode()
+    assert house.gate.admit(token, "digits", "", 1, "a", tier=2).tier == 2
+    house.clock.wall_s += 60
+    with pytest.raises(Denied) as caught:
+        house.gate.admit(token, "digits", "", 1, "b", tier=2)
+    assert caught.value.reason == "tier-not-licensed"
+
+
+def test_tiers_with_keys_need_a_grant_with_one() -> None:
+    """A grant without a tier key opens no package whose tiers have keys; with one, its key is what is opened."""
+    house = Gatehouse(shelf=Shelf(offer(keyed=False, tier_keys=True)))
+    licence = plain_licence(tier=2)
+    with pytest.raises(Denied) as caught:
+        house.prepare(licence, plain_grant(licence), key=None)
+    assert caught.value.reason == "grant-mismatch"
+    secrets = PackageSecrets(keys.PACKAGE_ID, keys.CONTENT_KEY, None, tier_key(2))
+    opening = house.prepare(licence, keys.grant(licence, secrets=secrets), key=None)
+    assert opening.keys.tier_key == tier_key(2)
+
+
+def test_a_tier_that_is_not_loaded_is_loaded_first() -> None:
+    """A package that is ready at another tier says so, and no session is made before the weights are there."""
+    house = plain_house()
+    licence = plain_licence(tier=2)
+    house.shelf.missing.add((keys.PACKAGE_ID, 2))
+    opening = house.prepare(licence, plain_grant(licence), key=None)
+    assert opening.needs_load
+    with pytest.raises(Unavailable) as caught:
+        house.gate.complete(opening, 0)
+    assert caught.value.reason == "model-not-ready"
+    house.shelf.missing.clear()
+    assert house.gate.complete(opening, 0).tier == 2
+    assert not house.prepare(licence, plain_grant(licence), key=None).needs_load
 
 
 def test_a_clock_set_back_stops_live_sessions_and_they_recover() -> None:

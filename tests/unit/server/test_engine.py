@@ -14,8 +14,9 @@ from support import keys
 from support.clock import ManualClock
 from support.ledger import MemoryLedger
 from support.models import PAIR_INPUTS, PAIR_OUTPUTS, Digits, Pair, Sealed, seal, seeded
+from support.tiers import seal_tiered
 from tessera.keystore.errors import Malformed, NotFound, Tampered, TesseraError, Unavailable, WrongKey
-from tessera.keystore.package import TensorSpec, Tier, open_package
+from tessera.keystore.package import TensorSpec, open_package
 from tessera.keystore.secrets import ContentKey
 from tessera.server.config import Limits
 from tessera.server.engine import Executor, LoadedProgram, ModelDirectory, load_sealed
@@ -248,16 +249,19 @@ async def test_a_package_that_was_changed_on_disk_does_not_load(tmp_path: Path) 
 
 
 @pytest.mark.slow
-async def test_versions_are_offered_newest_first_and_only_at_their_full_tier(tmp_path: Path) -> None:
-    """A file holds the weights of its highest tier, so that is the tier it offers (rule W-59)."""
-    tiers = (Tier(1, "basic", {}), Tier(2, "full", {}))
-    made = Shelf(seal(tmp_path, version=1), seal(tmp_path, version=10, tiers=tiers), seal(tmp_path, model="a"))
+async def test_versions_are_offered_newest_first_with_their_tiers(tmp_path: Path) -> None:
+    """Every tier that a package has is offered, and whether they have keys (rule W-59)."""
+    tiered = seal_tiered(tmp_path, version=10).sealed
+    made = Shelf(seal(tmp_path, version=1), tiered, seal(tmp_path, model="a"))
     try:
         offers = made.models.offers("digits")
-        assert [(offer.version, offer.tiers) for offer in offers] == [(10, frozenset({2})), (1, frozenset({1}))]
+        assert [(offer.version, offer.tiers, offer.tier_keys) for offer in offers] == [
+            (10, frozenset({1, 2, 3}), True),
+            (1, frozenset({1}), False),
+        ]
         assert made.models.entry("digits").offer.version == 10
         assert [entry.offer.model for entry in made.models.entries()] == ["a", "digits", "digits"]
-        made.packages.append(seal(tmp_path, version=11, tiers=tiers))
+        made.packages.append(seal(tmp_path, version=11))
         made.models.refresh()
         assert made.models.entry("digits").offer.version == 11
     finally:

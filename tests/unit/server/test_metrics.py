@@ -20,6 +20,7 @@ FAMILIES = {
     "tessera_ledger_commit_seconds",
     "tessera_ledger_records_total",
     "tessera_samples_total",
+    "tessera_variant_loaded",
     "tessera_sessions",
     "tessera_store_sealed",
     "tessera_build_info",
@@ -36,6 +37,7 @@ def used() -> Metrics:
     model = metrics.model("digits")
     model.batch_samples.observe(4)
     model.samples(1, 4)
+    model.loaded(1, True)
     model.watch_queue(lambda: 3)
     metrics.ledger_commits.inc()
     metrics.ledger_records.inc(4)

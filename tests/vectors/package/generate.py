@@ -8,6 +8,7 @@ steps in order: `open` (form, signature), `digests`, `unlock` (commitment), `rea
     skip           `digests` when that step is left out, to show what the AEAD alone notices
     issuer         key id and Ed25519 public key that the reader trusts
     content-key    what it unlocks with
+    tier-key       number and key of the highest tier that it has; the patches up to it are parts as well
     part           (ok only) key of a part, SHA-256 of its plaintext, its derived key
 """
 
@@ -22,7 +23,10 @@ from support.packages import (
     CREATED_AT_S,
     OTHER_SEED,
     PROGRAM,
+    SMALL_PATCHES,
+    SMALL_TIERS,
     SMALL_WEIGHTS,
+    TIER_SECRET,
     SmallPackage,
     Weights,
     a_draft,
@@ -35,7 +39,8 @@ from support.packages import (
 from tessera.keystore import kdf
 from tessera.keystore.package import Algorithm, aead
 from tessera.keystore.package.writer import danger_write_package_with_salt
-from tessera.keystore.secrets import ContentKey
+from tessera.keystore.secrets import ContentKey, TierSecret
+from tessera.keystore.tiers import TierKey
 
 HERE = Path(__file__).parent
 SALT = bytes(range(128, 160)).hex()
@@ -52,15 +57,20 @@ class Vector(NamedTuple):
     package: SmallPackage
     skip: str = ""
     content_key: bytes = CONTENT_KEY
+    tier_key: TierKey | None = None
 
 
-def _package(folder: Path, *, algorithm: Algorithm = "AES-256-GCM", seed: bytes | None = None) -> SmallPackage:
+def _package(
+    folder: Path, *, algorithm: Algorithm = "AES-256-GCM", seed: bytes | None = None, tiered: bool = False
+) -> SmallPackage:
     issuer = seeded_issuer(seed) if seed else seeded_issuer()
     weights = (*SMALL_WEIGHTS, Weights("long", "U8", (200,)))
     path = folder / "vector.tessera"
+    tier_key = TierKey(PACKAGE_ID, len(SMALL_TIERS), TierSecret(TIER_SECRET)) if tiered else None
+    patches = SMALL_PATCHES if tiered else ()
     manifest = danger_write_package_with_salt(
         path,
-        a_draft(),
+        a_draft(tiers=SMALL_TIERS) if tiered else a_draft(),
         SALT,
         tensors=[(entry.name, entry.dtype, entry.shape, entry.plain) for entry in weights],
         program=PROGRAM,
@@ -70,11 +80,13 @@ def _package(folder: Path, *, algorithm: Algorithm = "AES-256-GCM", seed: bytes 
         package_id=PACKAGE_ID,
         algorithm=algorithm,
         chunk_bytes=64,
+        patches=patches,
+        tier_key=tier_key,
     )
     trusted = seeded_issuer()
     plain = {entry.name: entry.plain for entry in weights}
     keys = {trusted.key_id: trusted.public.verify_key}
-    return SmallPackage(path, manifest, ContentKey(CONTENT_KEY), issuer, keys, plain)
+    return SmallPackage(path, manifest, ContentKey(CONTENT_KEY), issuer, keys, plain, tier_key, patches)
 
 
 def _vectors(folder: Path) -> Iterator[tuple[str, Vector]]:
@@ -116,6 +128,20 @@ def _vectors(folder: Path) -> Iterator[tuple[str, Vector]]:
     yield "issuer-unknown", Vector("signed by another issuer", "issuer-unknown", "open", stranger.raw, stranger)
     chacha = _package(folder, algorithm="ChaCha20Poly1305")
     yield "ok-chacha", Vector("the other algorithm", "ok", "", chacha.raw, chacha)
+    yield from _tier_vectors(_package(folder, tiered=True))
+
+
+def _tier_vectors(package: SmallPackage) -> Iterator[tuple[str, Vector]]:
+    raw, top = package.raw, package.tier_key
+    assert top is not None
+    yield "ok-tiers", Vector("three tiers, all of them read", "ok", "", raw, package, tier_key=top)
+    yield "ok-tier-2", Vector("the same with the key of tier 2", "ok", "", raw, package, tier_key=top.at(2))
+    forged = TierKey(top.package_id, 3, top.at(2).secret)
+    comment = "the key of tier 2 held out for tier 3"
+    yield "wrong-tier-key", Vector(comment, "wrong-key", "read", raw, package, tier_key=forged)
+    changed = flip(raw, package.part_begin("p/03"))
+    comment = "a byte of a patch is changed, the digests unread"
+    yield "flipped-patch-no-digests", Vector(comment, "tampered", "read", changed, package, "digests", tier_key=top)
 
 
 def _forged(package: SmallPackage, begin: int) -> bytes:
@@ -138,13 +164,21 @@ def _lines(vector: Vector) -> Iterator[str]:
     for key_id, public_key in vector.package.issuers.items():
         yield f"issuer: {key_id} {public_key.hex()}"
     yield f"content-key: {vector.content_key.hex()}"
+    if vector.tier_key is not None:
+        yield f"tier-key: {vector.tier_key.tier} {vector.tier_key.secret.reveal().hex()}"
     if vector.expect == "ok":
         manifest = vector.package.manifest
         key = aead.package_key(ContentKey(vector.content_key), manifest.package_id, manifest.salt)
         yield f"package-key: {key.reveal().hex()}"
         for part in manifest.parts:
-            plain = PROGRAM if part.kind == "program" else vector.package.plain[part.name]
-            derived = kdf.expand(key.reveal(), f"tessera/v1/package/part/{part.key}".encode(), 32)
+            if part.kind == "patch":
+                if vector.tier_key is None or int(part.name) > vector.tier_key.tier:
+                    continue
+                plain, secret = SMALL_PATCHES[int(part.name) - 1], vector.tier_key.at(int(part.name)).secret
+                opened = aead.package_key(secret, manifest.package_id, manifest.salt)
+            else:
+                plain, opened = PROGRAM if part.kind == "program" else vector.package.plain[part.name], key
+            derived = kdf.expand(opened.reveal(), f"tessera/v1/package/part/{part.key}".encode(), 32)
             yield f"part: {part.key} {hashlib.sha256(plain).hexdigest()} {derived.hex()}"
     yield ""
     text = vector.raw.hex()

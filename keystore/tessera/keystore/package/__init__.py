@@ -14,6 +14,7 @@ Needs `cryptography`, which the buyer's light install does not have.
 from tessera.keystore.package.contract import DATATYPES, TensorSpec, Tier
 from tessera.keystore.package.manifest import FORMAT, Algorithm, Draft, Manifest
 from tessera.keystore.package.parts import CHUNK_BYTES, ITEM_BYTES, Part
+from tessera.keystore.package.patches import PatchEntry, check_patch, decode_patch, encode_patch
 from tessera.keystore.package.reader import SealedPackage, UnlockedPackage, inspect_package, open_package
 from tessera.keystore.package.writer import write_package
 
@@ -26,10 +27,14 @@ __all__ = [
     "Draft",
     "Manifest",
     "Part",
+    "PatchEntry",
     "SealedPackage",
     "TensorSpec",
     "Tier",
     "UnlockedPackage",
+    "check_patch",
+    "decode_patch",
+    "encode_patch",
     "inspect_package",
     "open_package",
     "write_package",

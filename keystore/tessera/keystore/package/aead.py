@@ -14,10 +14,11 @@ from tessera.keystore import kdf
 from tessera.keystore.errors import Tampered, Unavailable
 from tessera.keystore.package.manifest import Algorithm
 from tessera.keystore.package.parts import TAG_BYTES, Part, chunk_count
-from tessera.keystore.secrets import ContentKey, Key32
+from tessera.keystore.secrets import ContentKey, Key32, TierSecret
 
 PART_LABEL: Final = "tessera/v1/package/part/"
 COMMITMENT_LABEL: Final = "tessera/v1/package/commitment"
+TIER_COMMITMENT_LABEL: Final = "tessera/v1/package/tier-commitment"
 CHUNK_LABEL: Final = b"tessera/v1/package/chunk\n"
 
 _CIPHERS: Final[dict[str, type[AESGCM] | type[ChaCha20Poly1305]]] = {
@@ -34,19 +35,22 @@ class PackageKey(Key32):
     __slots__ = ()
 
 
-def package_key(content_key: ContentKey, package_id: str, salt: str) -> PackageKey:
-    """Return the key that rule P-18 extracts from the content key, the package id and the salt (both hexadecimal)."""
-    return PackageKey(kdf.extract(bytes.fromhex(package_id) + bytes.fromhex(salt), content_key.reveal()))
+def package_key(secret: ContentKey | TierSecret, package_id: str, salt: str) -> PackageKey:
+    """Return the key that rule P-18 extracts from the content key, the package id and the salt (both hexadecimal).
+
+    From a tier's secret it is the key of that tier's patch (rule P-37).
+    """
+    return PackageKey(kdf.extract(bytes.fromhex(package_id) + bytes.fromhex(salt), secret.reveal()))
 
 
-def commitment(key: PackageKey) -> str:
-    """Return the 64 hexadecimal digits by which the manifest names the key without showing it (rule P-20)."""
-    return kdf.expand(key.reveal(), COMMITMENT_LABEL.encode("ascii"), 32).hex()
+def commitment(key: PackageKey, label: str = COMMITMENT_LABEL) -> str:
+    """Return the 64 hexadecimal digits by which the manifest names the key without showing it (rules P-20, P-37)."""
+    return kdf.expand(key.reveal(), label.encode("ascii"), 32).hex()
 
 
-def commits_to(expected: str, key: PackageKey) -> bool:
+def commits_to(expected: str, key: PackageKey, label: str = COMMITMENT_LABEL) -> bool:
     """Return whether `expected` is the commitment to `key`, in constant time."""
-    return hmac.compare_digest(expected, commitment(key))
+    return hmac.compare_digest(expected, commitment(key, label))
 
 
 class PartCipher:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from tessera.keystore.package import fields
+from tessera.keystore.tiers import MAX_TIERS
 
 MAX_PORTS: Final = 64
 MAX_RANK: Final = 16
 MAX_DIMENSION: Final = 2**31 - 1
-MAX_TIERS: Final = 16
 MAX_MEASURES: Final = 32
 
 DATATYPES: Final = frozenset(

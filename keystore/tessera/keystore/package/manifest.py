@@ -13,8 +13,9 @@ from tessera.keystore import canonical
 from tessera.keystore.canonical import Json
 from tessera.keystore.errors import Malformed
 from tessera.keystore.package import fields
-from tessera.keystore.package.contract import MAX_PORTS, MAX_TIERS, TensorSpec, Tier
-from tessera.keystore.package.parts import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, Part, chunk_count
+from tessera.keystore.package.contract import MAX_PORTS, TensorSpec, Tier
+from tessera.keystore.package.parts import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, Part, chunk_count, patch_name
+from tessera.keystore.tiers import MAX_TIERS
 
 Algorithm = Literal["AES-256-GCM", "ChaCha20Poly1305"]
 
@@ -103,6 +104,10 @@ class Manifest(Draft):
             raise Malformed("the package has no program")
         if any(part.chunks != chunk_count(part.size, self.chunk_bytes) for part in parts):
             raise Malformed("a part's number of chunks does not follow from its size")
+        patches = [part.name for part in parts if part.kind == "patch"]
+        wanted = [patch_name(tier.tier) for tier in self.tiers]
+        if patches != wanted and (patches or len(wanted) > 1):
+            raise Malformed("the tiers and the patches of the package do not belong together")
 
     @property
     def program(self) -> Part:
@@ -113,6 +118,11 @@ class Manifest(Draft):
     def tensors(self) -> tuple[Part, ...]:
         """The parts that hold weights."""
         return tuple(part for part in self.parts if part.kind == "tensor")
+
+    @property
+    def patches(self) -> tuple[Part, ...]:
+        """The parts that hold what each tier adds, from tier 1 on; empty for a package of one tier without a key."""
+        return tuple(part for part in self.parts if part.kind == "patch")
 
     @property
     def body_bytes(self) -> int:

@@ -7,8 +7,9 @@ from typing import Any, Final, Literal, Self, cast
 
 from tessera.keystore.errors import Malformed
 from tessera.keystore.package import fields
+from tessera.keystore.tiers import MAX_TIERS
 
-Kind = Literal["tensor", "program"]
+Kind = Literal["tensor", "program", "patch"]
 
 TAG_BYTES: Final = 16
 CHUNK_BYTES: Final = 1 << 20
@@ -25,8 +26,15 @@ ITEM_BYTES: Final[dict[str, int]] = {
 """Bytes of one element of each safetensors dtype that a part may have."""
 
 _DTYPES = frozenset(ITEM_BYTES)
-_KINDS = frozenset({"tensor", "program"})
+_KINDS = frozenset({"tensor", "program", "patch"})
 _FIELDS = frozenset({"name", "kind", "dtype", "shape", "size", "chunks", "digest"})
+_PATCH_FIELDS = _FIELDS | {"commitment"}
+_PATCH_NAMES = frozenset(f"{tier:02}" for tier in range(1, MAX_TIERS + 1))
+
+
+def patch_name(tier: int) -> str:
+    """Return the name of the part that holds what `tier` adds: its number in two digits (rule P-30)."""
+    return f"{tier:02}"
 
 
 def chunk_count(size: int, chunk_bytes: int) -> int:
@@ -36,7 +44,10 @@ def chunk_count(size: int, chunk_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """One sealed part: a tensor of weights, or the program. Construction raises `Malformed` (rules P-9, P-10)."""
+    """One sealed part: a tensor of weights, the program, or what a tier adds to the one below it.
+
+    Construction raises `Malformed` (rules P-9, P-10, P-30).
+    """
 
     name: str
     kind: Kind
@@ -48,6 +59,8 @@ class Part:
     chunks: int
     digest: str
     """SHA-256 of the sealed bytes, 64 hexadecimal digits."""
+    commitment: str = ""
+    """Of a patch: 64 hexadecimal digits that only the right tier key gives (rule P-37); empty for other parts."""
 
     def __post_init__(self) -> None:
         fields.text(self.name, fields.TENSOR_NAME, "a part's name")
@@ -64,11 +77,21 @@ class Part:
         fields.text(self.digest, fields.HEX_64, "a part's digest")
         if self.kind == "program" and (self.name != PROGRAM or self.dtype != "U8" or len(shape) != 1 or not self.size):
             raise Malformed("the program is not a non-empty row of bytes named program")
+        if self.kind == "patch":
+            self._check_patch()
+        elif self.commitment:
+            raise Malformed("only a patch has a key commitment of its own")
+
+    def _check_patch(self) -> None:
+        if self.name not in _PATCH_NAMES or self.dtype != "U8" or len(self.shape) != 1 or not self.size:
+            raise Malformed("a patch is not a non-empty row of bytes named after its tier")
+        fields.text(self.commitment, fields.HEX_64, "a patch's key commitment")
 
     @property
     def key(self) -> str:
-        """The part's name in the container and in every derivation: `program`, or `w/` and the tensor's name."""
-        return PROGRAM if self.kind == "program" else f"w/{self.name}"
+        """The part's name in the container and in every derivation: `program`, `w/` and the tensor's name, or `p/` and
+        the tier's number in two digits."""
+        return PROGRAM if self.kind == "program" else f"{'p' if self.kind == 'patch' else 'w'}/{self.name}"
 
     @property
     def sealed_bytes(self) -> int:
@@ -77,7 +100,7 @@ class Part:
 
     def to_claims(self) -> dict[str, Any]:
         """Return the JSON object of the manifest."""
-        return {
+        claims: dict[str, Any] = {
             "name": self.name,
             "kind": self.kind,
             "dtype": self.dtype,
@@ -86,11 +109,13 @@ class Part:
             "chunks": self.chunks,
             "digest": self.digest,
         }
+        return claims | ({"commitment": self.commitment} if self.kind == "patch" else {})
 
     @classmethod
     def from_claims(cls, value: Any) -> Self:
         """Return the part of a JSON object. Raises `Malformed` for unknown or missing fields and bad values."""
-        claims = fields.record(value, _FIELDS, "a part")
+        patch = isinstance(value, dict) and value.get("kind") == "patch"
+        claims = fields.record(value, _PATCH_FIELDS if patch else _FIELDS, "a part")
         return cls(**{**claims, "kind": cast("Kind", claims["kind"])})
 
 

@@ -24,8 +24,10 @@ from tessera.keystore.package.buffers import plain_bytes, wipe
 from tessera.keystore.package.files import PackageFile
 from tessera.keystore.package.header import LENGTH_BYTES, Header, header_length, parse_header, signed_message
 from tessera.keystore.package.manifest import Manifest
-from tessera.keystore.package.parts import Part, extents
+from tessera.keystore.package.parts import Part, extents, patch_name
+from tessera.keystore.package.patches import PatchEntry, check_patch, decode_patch
 from tessera.keystore.secrets import ContentKey
+from tessera.keystore.tiers import TierKey
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc.Buffer begins with Python 3.12
@@ -183,16 +185,56 @@ class UnlockedPackage:
         self._decrypt(part, memoryview(out))
         return bytes(out)
 
-    def _decrypt(self, part: Part, out: memoryview) -> None:
+    def read_patch(self, key: TierKey) -> tuple[PatchEntry, ...]:
+        """Return what the tier of `key` adds to the tier below it; tier t is the tensors with the patches 1 … t.
+
+        Raises `NotFound` ("tier-unavailable") when the package has no such patch, `WrongKey` when the key is another
+        package's or not the one the manifest commits to, `Tampered`, and `Malformed` for an authentic patch that does
+        not belong to the package's tensors.
+        """
+        entries, _ = self._read_patch(key)
+        return entries
+
+    def apply_patch(self, key: TierKey, buffers: "Mapping[str, Buffer]") -> frozenset[str]:
+        """Write what the tier of `key` adds into `buffers`, which hold the tensors of the tier below; return which ones
+        were changed. The plaintext of the patch is overwritten afterwards.
+
+        `buffers` are writable C-contiguous memory, by name, of at least every tensor that the patch changes. Raises as
+        `read_patch`, before anything is written.
+        """
+        entries, plain = self._read_patch(key)
         try:
-            self._decrypt_chunks(part, out)
+            for entry in entries:
+                entry.write_into(_writable_bytes(buffers[entry.tensor], self._tensors[entry.tensor].size))
+        finally:
+            wipe(plain)
+        return frozenset(entry.tensor for entry in entries)
+
+    def _read_patch(self, key: TierKey) -> tuple[tuple[PatchEntry, ...], memoryview]:
+        """Return the entries and the memory that they are views of."""
+        part = next((part for part in self.manifest.patches if part.name == patch_name(key.tier)), None)
+        if part is None:
+            raise NotFound(f"the package has no patch for tier {key.tier}", reason="tier-unavailable")
+        opened = aead.package_key(key.secret, self.manifest.package_id, self.manifest.salt)
+        right = aead.commits_to(part.commitment, opened, aead.TIER_COMMITMENT_LABEL)
+        if key.package_id != self.manifest.package_id or not right:
+            raise WrongKey(f"the tier key is not the one that tier {key.tier} of this package is sealed with")
+        plain = memoryview(bytearray(part.size))
+        self._decrypt(part, plain, opened)
+        entries = decode_patch(plain)
+        check_patch(entries, self._tensors)
+        return entries, plain
+
+    def _decrypt(self, part: Part, out: memoryview, key: aead.PackageKey | None = None) -> None:
+        try:
+            self._decrypt_chunks(part, out, self._key if key is None else key)
         except BaseException:
             wipe(out)
             raise
 
-    def _decrypt_chunks(self, part: Part, out: memoryview) -> None:
+    def _decrypt_chunks(self, part: Part, out: memoryview, key: aead.PackageKey) -> None:
         step = self.manifest.chunk_bytes
-        cipher = aead.PartCipher(self.manifest.algorithm, self._key, self.manifest.package_id, part, step)
+        cipher = aead.PartCipher(self.manifest.algorithm, key, self.manifest.package_id, part, step)
         hasher = hashlib.sha256() if self._check_digests else None
         scratch = memoryview(bytearray(aead.sealed_bytes(min(step, part.size))))
         for index in range(part.chunks):

@@ -23,8 +23,10 @@ from tessera.keystore.package.buffers import plain_bytes
 from tessera.keystore.package.files import refuse_path
 from tessera.keystore.package.header import SIGNATURE_BYTES, build_header, signed_message
 from tessera.keystore.package.manifest import Algorithm, Draft, Manifest
-from tessera.keystore.package.parts import CHUNK_BYTES, ITEM_BYTES, PROGRAM, Kind, Part, chunk_count
+from tessera.keystore.package.parts import CHUNK_BYTES, ITEM_BYTES, PROGRAM, Kind, Part, chunk_count, patch_name
+from tessera.keystore.package.patches import check_patch, decode_patch
 from tessera.keystore.secrets import ContentKey
+from tessera.keystore.tiers import TierKey
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc.Buffer begins with Python 3.12
@@ -40,6 +42,7 @@ _NO_DIGEST = "0" * 64
 class _Source:
     part: Part
     plain: memoryview
+    key: aead.PackageKey
 
 
 def write_package(
@@ -54,17 +57,22 @@ def write_package(
     package_id: str | None = None,
     algorithm: Algorithm = "AES-256-GCM",
     chunk_bytes: int = CHUNK_BYTES,
+    patches: "Sequence[Buffer]" = (),
+    tier_key: TierKey | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Seal `tensors` and `program` into one file at `path`, atomically, and return its manifest.
 
     `tensors` yields name, safetensors dtype, shape and a C-contiguous buffer of the plain bytes; all are held until the
-    file is written. An existing file is replaced. Every writing takes a fresh salt, so the same key and package id may
+    file is written. `patches` are what `encode_patch` gave for each tier of the draft, lowest first, and come with the
+    top tier's `tier_key`, which is this package's; `tensors` is then what holds without any patch. An existing file is
+    replaced. Every writing takes a fresh salt, so the same key and package id may
     be used again without reusing a nonce. `ChaCha20Poly1305` is for nodes whose CPU has no AES instructions. The file
     is readable by everyone: it holds nothing secret. `progress(done, total)` counts plaintext bytes.
 
-    Raises `Malformed` for names, dtypes and shapes the format does not have, `ApiMisuse` for buffers that do not fit
-    them and for names given twice, `NotFound`, `Denied` or `Unavailable` when the target cannot be written.
+    Raises `Malformed` for names, dtypes and shapes the format does not have, for patches that are none or are for
+    other tensors, and for tiers without patches; `ApiMisuse` for buffers that do not fit, for names given twice and for
+    a tier key of another package or tier; `NotFound`, `Denied` or `Unavailable` when the target cannot be written.
     """
     return danger_write_package_with_salt(
         path,
@@ -78,6 +86,8 @@ def write_package(
         package_id=secrets.token_hex(16) if package_id is None else package_id,
         algorithm=algorithm,
         chunk_bytes=chunk_bytes,
+        patches=patches,
+        tier_key=tier_key,
         progress=progress,
     )
 
@@ -95,66 +105,99 @@ def danger_write_package_with_salt(
     package_id: str,
     algorithm: Algorithm,
     chunk_bytes: int,
+    patches: "Sequence[Buffer]" = (),
+    tier_key: TierKey | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Do what `write_package` does with a chosen salt, for test vectors only: a salt used twice is a leak."""
-    sources = _sources(tensors, program, chunk_bytes)
+    key = aead.package_key(content_key, package_id, salt)
+    sources = _sources(tensors, program, key, chunk_bytes)
+    sources += _patches(patches, tier_key, sources, package_id, salt, chunk_bytes)
+    sources.sort(key=lambda source: source.part.key)
     blank = Manifest(
         **{field.name: getattr(draft, field.name) for field in dataclass_fields(Draft)},
         package_id=package_id,
         issuer_id=issuer.key_id,
         created_at_s=created_at_s,
         salt=salt,
-        commitment=_NO_DIGEST,
+        commitment=aead.commitment(key),
         algorithm=algorithm,
         chunk_bytes=chunk_bytes,
         parts=tuple(source.part for source in sources),
     )
-    key = aead.package_key(content_key, package_id, salt)
-    blank = replace(blank, commitment=aead.commitment(key))
     target = Path(path)
     try:
-        return _write_beside(target, blank, sources, key, issuer, progress)
+        return _write_beside(target, blank, sources, issuer, progress)
     except OSError as error:
         refuse_path(target, error)
 
 
-def _sources(tensors: "Iterable[Tensor]", program: bytes, chunk_bytes: int) -> list[_Source]:
+def _sources(tensors: "Iterable[Tensor]", program: bytes, key: aead.PackageKey, chunk_bytes: int) -> list[_Source]:
     if chunk_bytes < 1:
         raise ApiMisuse("a chunk has at least one byte")
-    sources = [_source(PROGRAM, "program", "U8", (len(program),), program, chunk_bytes)]
-    sources += [_source(name, "tensor", dtype, shape, raw, chunk_bytes) for name, dtype, shape, raw in tensors]
-    sources.sort(key=lambda source: source.part.key)
+    sources = [_source(PROGRAM, "program", "U8", (len(program),), program, key, chunk_bytes)]
+    sources += [_source(name, "tensor", dtype, shape, raw, key, chunk_bytes) for name, dtype, shape, raw in tensors]
     if len({source.part.key for source in sources}) != len(sources):
         raise ApiMisuse("two tensors have one name")
     return sources
 
 
-def _source(name: str, kind: Kind, dtype: str, shape: Sequence[int], raw: "Buffer", chunk_bytes: int) -> _Source:
+def _patches(
+    patches: "Sequence[Buffer]",
+    tier_key: TierKey | None,
+    sources: list[_Source],
+    package_id: str,
+    salt: str,
+    chunk_bytes: int,
+) -> list[_Source]:
+    """Return a source for each tier's patch, under the key of its tier, after holding it against the tensors."""
+    if not patches and tier_key is None:
+        return []
+    if tier_key is None or tier_key.package_id != package_id or tier_key.tier != len(patches):
+        raise ApiMisuse("patches come with the key of this package's top tier, one patch for each tier")
+    tensors = {source.part.name: source.part for source in sources if source.part.kind == "tensor"}
+    made = []
+    for tier, raw in enumerate(patches, 1):
+        check_patch(decode_patch(raw), tensors)
+        key, plain = aead.package_key(tier_key.at(tier).secret, package_id, salt), plain_bytes(raw)
+        source = _source(patch_name(tier), "patch", "U8", (len(plain),), plain, key, chunk_bytes)
+        made.append(source)
+    return made
+
+
+def _source(
+    name: str,
+    kind: Kind,
+    dtype: str,
+    shape: Sequence[int],
+    raw: "Buffer",
+    key: aead.PackageKey,
+    chunk_bytes: int,
+) -> _Source:
     plain = plain_bytes(raw)
     try:
         dimensions = tuple(operator.index(dimension) for dimension in shape)  # NumPy's integers too
     except TypeError as error:
         raise ApiMisuse("a tensor's shape is a sequence of integers") from error
     size = math.prod(dimensions) * ITEM_BYTES.get(dtype, 0)
-    part = Part(name, kind, dtype, dimensions, size, chunk_count(size, chunk_bytes), _NO_DIGEST)
+    commitment = aead.commitment(key, aead.TIER_COMMITMENT_LABEL) if kind == "patch" else ""
+    part = Part(name, kind, dtype, dimensions, size, chunk_count(size, chunk_bytes), _NO_DIGEST, commitment)
     if size != len(plain):
         raise ApiMisuse("a tensor's bytes are not as many as its shape and dtype say")
-    return _Source(part, plain)
+    return _Source(part, plain, key)
 
 
 def _write_beside(
     target: Path,
     blank: Manifest,
     sources: list[_Source],
-    key: aead.PackageKey,
     issuer: Signer,
     progress: Progress | None,
 ) -> Manifest:
     descriptor, hidden = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:64]}.", suffix=".part")
     try:
         with open(descriptor, "wb") as file:
-            manifest = _write(file, blank, sources, key, issuer, progress)
+            manifest = _write(file, blank, sources, issuer, progress)
             os.fchmod(file.fileno(), 0o644)
             file.flush()
             os.fsync(file.fileno())
@@ -170,7 +213,6 @@ def _write(
     file: IO[bytes],
     blank: Manifest,
     sources: list[_Source],
-    key: aead.PackageKey,
     issuer: Signer,
     progress: Progress | None,
 ) -> Manifest:
@@ -180,7 +222,7 @@ def _write(
     parts = []
     for source in sources:
         digest = hashlib.sha256()
-        for sealed in _chunks(source, blank, key):
+        for sealed in _chunks(source, blank):
             file.write(sealed)
             digest.update(sealed)
             done += len(sealed) - aead.sealed_bytes(0)
@@ -196,10 +238,10 @@ def _write(
     return manifest
 
 
-def _chunks(source: _Source, blank: Manifest, key: aead.PackageKey) -> Iterable[memoryview]:
+def _chunks(source: _Source, blank: Manifest) -> Iterable[memoryview]:
     """Yield ciphertext ‖ tag of each chunk, in one buffer that the next chunk overwrites."""
     step, part = blank.chunk_bytes, source.part
-    cipher = aead.PartCipher(blank.algorithm, key, blank.package_id, part, step)
+    cipher = aead.PartCipher(blank.algorithm, source.key, blank.package_id, part, step)
     buffer = memoryview(bytearray(aead.sealed_bytes(min(step, part.size))))
     for index in range(part.chunks):
         plain = source.plain[index * step : (index + 1) * step]

@@ -109,7 +109,8 @@ class Gate:
             tier=tier,
             notice=notice,
             install=install,
-            needs_load=self._models.state(offer.package_id) in ("published", "loading"),
+            needs_load=self._models.state(offer.package_id) in ("published", "loading", "ready")
+            and not self._models.serves(offer.package_id, tier),
         )
 
     def past_samples(self, opening: Opening) -> int:
@@ -129,7 +130,7 @@ class Gate:
         self._guard()
         now_s, monotonic_s = self._clock.now_s(), self._clock.monotonic_s()
         licence, offer = opening.licence, opening.offer
-        if self._models.state(offer.package_id) != "ready":
+        if self._models.state(offer.package_id) != "ready" or not self._models.serves(offer.package_id, opening.tier):
             raise Unavailable(
                 f"model {offer.model} version {offer.version} is not loaded",
                 reason="model-not-ready",
@@ -201,8 +202,11 @@ class Gate:
         self._guard()
         return self._sessions.find(token, self._clock.monotonic_s())
 
-    def admit(self, token: str | None, model: str, version: str, samples: int, request_id: str) -> Permit:
-        """Return the permit of one request, in the order of rule W-19. `version` "" means the session's own.
+    def admit(
+        self, token: str | None, model: str, version: str, samples: int, request_id: str, *, tier: int | None = None
+    ) -> Permit:
+        """Return the permit of one request, in the order of rule W-19. `version` "" means the session's own, `tier`
+        None what the licence gives now.
 
         Raises the `Refused` family; then nothing is reserved.
         """
@@ -213,12 +217,13 @@ class Gate:
             raise Malformed("a request holds at least one sample")
         self._check_model(session, model, version)
         self._check_live(session, now_s)
+        served = session.tier if tier is None else _check_tier(session, tier)
         account = session.account
         account.take_rate(samples, monotonic_s)
         reservation = account.reserve(samples, request_id, now_s)
         if reservation is None and self._ledger.find_usage(session.licence.licence_id, request_id) is None:
             raise account.refusal()
-        permit = Permit(session, samples, request_id, reservation, self._settle)
+        permit = Permit(session, samples, request_id, reservation, self._settle, tier=served)
         self._outstanding.add(permit)
         return permit
 
@@ -282,3 +287,16 @@ class Gate:
             account.charge(reservation, self._clock.now_s())
         else:
             account.release(reservation)
+
+
+def _check_tier(session: Session, tier: int) -> int:
+    """Return the tier that a request asks for: one that the package has, at or below what the licence gives now."""
+    if tier > session.tier:
+        raise Denied(
+            f"the licence is served at tier {session.tier}, not above",
+            reason="tier-not-licensed",
+            remedy="leave the tier out, or ask the vendor for a licence for a higher one",
+        )
+    if tier not in session.offer.tiers:
+        raise Denied(f"the package has no tier {tier}", reason="tier-unavailable")
+    return tier

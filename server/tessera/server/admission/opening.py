@@ -157,6 +157,8 @@ class Desk:
         if tier not in offer.tiers:
             raise Denied(f"the package has no tier {tier}", reason="tier-unavailable")
         keys = self._open(grant)
+        if offer.tier_keys and keys.tier_key is None:
+            _mismatch()
         self._confirm_input_key(licence, offer, keys, confirmation, nonce)
         return grant, offer, keys, grant is sent
 

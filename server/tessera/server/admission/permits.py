@@ -11,7 +11,7 @@ class Permit:
     """One admitted request. Whoever holds it calls `charge` or `release`, one of them, once; only a `Gate` makes one.
 
     `tier` is the tier to serve *this* request at; it differs from the session's first one when the licence has since
-    entered a grace period with the policy `degrade`.
+    entered a grace period with the policy `degrade`, or when the request asked for less.
     """
 
     __slots__ = ("_on_settled", "_reservation", "_settled", "request_id", "samples", "session", "tier")
@@ -23,10 +23,12 @@ class Permit:
         request_id: str,
         reservation: Reservation | None,
         on_settled: Callable[["Permit", Reservation | None, bool], None],
+        *,
+        tier: int | None = None,
     ) -> None:
         self.session = session
         self.samples = samples
-        self.tier = session.tier
+        self.tier = session.tier if tier is None else tier
         self.request_id = request_id
         self._reservation = reservation
         self._on_settled = on_settled

@@ -29,6 +29,8 @@ class Offer:
     """Id of the input key its inputs are transformed with; None when they are plain."""
     max_batch: int
     """Most samples in one request."""
+    tier_keys: bool = False
+    """Whether its tiers have keys, so that a grant must carry one."""
 
 
 class ModelDirectory(Protocol):
@@ -40,6 +42,10 @@ class ModelDirectory(Protocol):
 
     def state(self, package_id: str) -> ModelState:
         """Return the state of a published package."""
+        ...
+
+    def serves(self, package_id: str, tier: int) -> bool:
+        """Return whether the weights of `tier` are there, so that it can be served at once."""
         ...
 
 

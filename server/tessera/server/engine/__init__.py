@@ -4,6 +4,7 @@ from tessera.server.engine.batcher import Answer, Batcher, Job
 from tessera.server.engine.executor import Executor
 from tessera.server.engine.models import ModelDirectory, ModelEntry, ModelState
 from tessera.server.engine.program import LoadedProgram, load_sealed
+from tessera.server.engine.variants import load_variant
 
 __all__ = [
     "Answer",
@@ -15,4 +16,5 @@ __all__ = [
     "ModelEntry",
     "ModelState",
     "load_sealed",
+    "load_variant",
 ]

@@ -4,8 +4,10 @@
         ▲                  └──────▶ failed ──load──▶ …
         └── seal: everything that was loaded goes back to published, for its key is gone
 
-A package file holds one set of weights, those of its highest tier, so that tier is what it can be served at (rule
-W-59). Made and used in one event loop; decryption and deserialisation run in a worker thread, warm-up in the device's.
+A package that is ready has a *variant* for each of its tiers that was asked for: a program with the weights of that
+tier and a batcher of its own. A variant is made when its tier is first used, and goes when the package does; what
+variants have in common is one tensor in memory (rule W-59). Made and used in one event loop; decryption and
+deserialisation run in a worker thread, warm-up in the device's.
 """
 
 import asyncio
@@ -15,11 +17,11 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
-import torch
 
-from tessera.keystore.errors import NotFound, Tampered, TesseraError, Unavailable
-from tessera.keystore.package import Manifest, UnlockedPackage, open_package
+from tessera.keystore.errors import NotFound, SealedError, Tampered, TesseraError, Unavailable
+from tessera.keystore.package import Manifest, open_package
 from tessera.keystore.secrets import ContentKey
+from tessera.keystore.tiers import TierKey
 from tessera.server.admission import ports
 from tessera.server.admission.ports import Offer
 from tessera.server.clock import Clock
@@ -27,8 +29,10 @@ from tessera.server.config import Limits
 from tessera.server.engine.batcher import Batcher
 from tessera.server.engine.calibration import best_batch
 from tessera.server.engine.executor import Executor
-from tessera.server.engine.program import Program, load_sealed
+from tessera.server.engine.program import Program
+from tessera.server.engine.sharing import SharedTensors
 from tessera.server.engine.statistics import Statistics
+from tessera.server.engine.variants import VariantLoader, load_variant
 from tessera.server.metering import Meter
 from tessera.server.metrics import Metrics
 
@@ -45,7 +49,10 @@ class Warmable(Program, Protocol):
         """Run once at the smallest and the largest batch. Raises `Malformed` for a broken promise."""
 
 
-Loader = Callable[[UnlockedPackage, torch.device], Warmable]
+def no_tier_key(package_id: str, tier: int | None = None) -> TierKey:
+    """Stand for a node that holds no tier keys."""
+    del package_id, tier
+    raise NotFound("no installed grant holds the key of this tier", reason="grant-missing")
 
 
 class Published(Protocol):
@@ -77,7 +84,12 @@ class ModelEntry:
     state: ModelState = "published"
     reason: str = ""
     """Slug of why it is not ready; empty when it is, or was never loaded."""
-    _loading: "asyncio.Task[None] | None" = field(default=None, repr=False)
+    _loading: "dict[int, asyncio.Task[None]]" = field(default_factory=dict, repr=False)
+    """The loads under way, by tier."""
+    _shared: SharedTensors = field(default_factory=SharedTensors, repr=False)
+    """What its variants have in common."""
+    _batch_samples: int = field(default=0, repr=False)
+    """Where the program works best; measured with its first variant, for the others differ in values only."""
 
     @property
     def manifest(self) -> Manifest:
@@ -88,8 +100,8 @@ class ModelEntry:
 class ModelDirectory:
     """Published packages by name, version and id; loads, unloads and finds the batcher of each.
 
-    `packages` and `issuers` read the store. `content_key` opens a package's key from the installed grants; it raises a
-    `TesseraError` when none of them holds it.
+    `packages` and `issuers` read the store. `content_key` opens a package's key from the installed grants, `tier_key`
+    that of one of its tiers (None: the highest there is); they raise a `TesseraError` when no grant holds it.
     """
 
     def __init__(
@@ -98,16 +110,18 @@ class ModelDirectory:
         packages: Callable[[], Sequence[Published]],
         issuers: Callable[[], Mapping[str, bytes]],
         content_key: Callable[[str], ContentKey],
+        tier_key: Callable[[str, int | None], TierKey] = no_tier_key,
         executor: Executor,
         meter: Meter,
         limits: Limits,
         metrics: Metrics,
         clock: Clock,
-        loader: Loader = load_sealed,
+        loader: VariantLoader = load_variant,
     ) -> None:
         self._packages = packages
         self._issuers = issuers
         self._content_key = content_key
+        self._tier_key = tier_key
         self._executor = executor
         self._meter = meter
         self._limits = limits
@@ -163,6 +177,25 @@ class ModelDirectory:
             raise NotFound(f"model {entry.offer.model} is not served at tier {tier}", reason="tier-unavailable")
         raise _not_ready(entry)
 
+    def serves(self, package_id: str, tier: int) -> bool:
+        """Return whether `tier` of a package can be served at once."""
+        return (package_id, tier) in self._variants
+
+    async def variant(self, package_id: str, tier: int) -> Batcher:
+        """Return the batcher that serves `tier` of a package that is ready; its first use loads it.
+
+        Raises what `ready_variant` raises, and `Unavailable` ("model-not-ready") when the tier will not load.
+        """
+        entry = self._known(package_id)
+        if (package_id, tier) not in self._variants and entry.state == "ready" and tier in entry.offer.tiers:
+            try:
+                await self.ensure_loaded(package_id, tier=tier)
+            except (SealedError, Unavailable):
+                raise
+            except TesseraError as error:
+                raise _not_ready(entry) from error
+        return self.ready_variant(package_id, tier)
+
     def statistics(self, package_id: str) -> Statistics:
         """Return the sum over a package's variants since the server started, unloaded ones included."""
         total = Statistics()
@@ -173,10 +206,10 @@ class ModelDirectory:
         return total
 
     def weight_bytes(self, package_id: str) -> int:
-        """Return the bytes of weights and buffers that a package holds on its device now."""
-        return max(
-            (v.program.device_bytes for (owner, _), v in self._variants.items() if owner == package_id), default=0
-        )
+        """Return the bytes of weights and buffers that a package holds now; what variants share counts once."""
+        programs = [variant.program for (owner, _), variant in self._variants.items() if owner == package_id]
+        shared = self._known(package_id)._shared.nbytes if len(programs) > 1 else 0
+        return shared or sum(program.device_bytes for program in programs)
 
     async def load(self, model: str, version: int = 0) -> ModelEntry:
         """Load a published model at the operator's wish; at once when it is ready already.
@@ -187,20 +220,38 @@ class ModelDirectory:
         await self.ensure_loaded(entry.offer.package_id)
         return entry
 
-    async def ensure_loaded(self, package_id: str, content_key: ContentKey | None = None) -> None:
-        """Return once a package is ready; concurrent callers share one load, and one that gives up does not stop it.
+    async def ensure_loaded(
+        self,
+        package_id: str,
+        content_key: ContentKey | None = None,
+        *,
+        tier: int | None = None,
+        tier_key: TierKey | None = None,
+    ) -> None:
+        """Return once a package is ready at a tier; concurrent callers share one load, and one that gives up does not
+        stop it.
 
-        `content_key` None takes the key from the installed grants. Raises `Tampered` ("package-tampered"), `WrongKey`,
-        `Malformed` or `Unavailable`; the entry is then `failed` with the error's reason and can be loaded again.
+        `tier` None means any tier, the highest whose key is here if none is loaded. Keys that are None are taken from
+        the installed grants; `tier_key` is of `tier` or above. Raises `Tampered` ("package-tampered"), `WrongKey`,
+        `Malformed`, `Unavailable` or `NotFound` ("tier-unavailable"); unless another tier is served, the entry is then
+        `failed` with the error's reason and can be loaded again.
         """
         entry = self._known(package_id)
-        if entry._loading is None:
+        if tier is None:
             if entry.state == "ready":
                 return
-            entry.state, entry.reason = "loading", ""
-            entry._loading = asyncio.create_task(self._load(entry, content_key))
-            entry._loading.add_done_callback(_seen)
-        await asyncio.shield(entry._loading)
+            tier = await self._first_tier(entry)
+        if tier not in entry.offer.tiers:
+            raise NotFound(f"model {entry.offer.model} has no tier {tier}", reason="tier-unavailable")
+        task = entry._loading.get(tier)
+        if task is None:
+            if (package_id, tier) in self._variants:
+                return
+            if entry.state != "ready":
+                entry.state, entry.reason = "loading", ""
+            task = entry._loading[tier] = asyncio.create_task(self._load(entry, tier, content_key, tier_key))
+            task.add_done_callback(_seen)
+        await asyncio.shield(task)
 
     async def unload(self, model: str, version: int = 0) -> ModelEntry:
         """Stop serving a model and free its memory; waiting requests are refused, running ones finish.
@@ -226,52 +277,94 @@ class ModelDirectory:
             raise NotFound("no such model is published here", reason="model-unknown")
         return entry
 
-    async def _load(self, entry: ModelEntry, content_key: ContentKey | None) -> None:
+    async def _first_tier(self, entry: ModelEntry) -> int:
+        """Return the tier to load when none is asked for. Marks the entry as failed when no key is here."""
+        if not entry.manifest.patches:
+            return max(entry.offer.tiers)
         try:
-            program = await asyncio.to_thread(self._decrypt, entry, content_key)
-            await asyncio.wrap_future(self._executor.call(program.warm_up))
-            best = await asyncio.wrap_future(self._executor.call(lambda: self._best_batch(program)))
-            self._install(entry, program, best)
-            _log.info("model measured", model=entry.offer.model, version=entry.offer.version, batch_samples=best)
-            entry.state = "ready"
+            return (await asyncio.to_thread(self._tier_key, entry.offer.package_id, None)).tier
         except TesseraError as error:
-            entry.state, entry.reason = "failed", error.reason
+            self._failed(entry, error.reason)
+            raise
+
+    async def _load(
+        self, entry: ModelEntry, tier: int, content_key: ContentKey | None, tier_key: TierKey | None
+    ) -> None:
+        reason = "internal"
+        try:
+            program = await asyncio.to_thread(self._decrypt, entry, tier, content_key, tier_key)
+            await self._try(entry, program)
+            self._install(entry, program, tier)
+            reason = ""
+        except TesseraError as error:
+            reason = error.reason
             raise
         except OSError as error:
-            entry.state, entry.reason = "failed", "unavailable"
+            reason = "unavailable"
             raise Unavailable("the package file cannot be read") from error
-        except BaseException:
-            entry.state, entry.reason = "failed", "internal"
-            raise
         finally:
-            entry._loading = None
+            del entry._loading[tier]
+            if reason:
+                self._failed(entry, reason)
+            else:
+                entry.state = "ready"
 
-    def _decrypt(self, entry: ModelEntry, content_key: ContentKey | None) -> Warmable:
+    def _failed(self, entry: ModelEntry, reason: str) -> None:
+        """Note that a load has failed, unless another tier is served or may yet be."""
+        if entry.state != "ready" and not entry._loading:
+            entry.state, entry.reason = "failed", reason
+
+    def _decrypt(
+        self, entry: ModelEntry, tier: int, content_key: ContentKey | None, tier_key: TierKey | None
+    ) -> Warmable:
         """Open, authenticate and deserialise; runs in a worker thread."""
         package_id = entry.offer.package_id
         key = content_key if content_key is not None else self._content_key(package_id)
+        if entry.manifest.patches:
+            tier_key = (tier_key if tier_key is not None else self._tier_key(package_id, tier)).at(tier)
+        else:
+            tier_key = None
         with open_package(entry.published.path, self._issuers()) as package:
             if package.manifest != entry.manifest:
                 raise Tampered("the package file is not the one that was published", reason="package-tampered")
-            return self._loader(package.unlock(key), self._executor.device)
+            unlocked = package.unlock(key)
+            return self._loader(unlocked, self._executor.device, tier_key=tier_key, shared=entry._shared)
+
+    async def _try(self, entry: ModelEntry, program: Warmable) -> None:
+        """Warm the program up and, once for a package, measure it; what fails leaves no weights behind."""
+        try:
+            await asyncio.wrap_future(self._executor.call(program.warm_up))
+            if not entry._batch_samples:
+                measured = self._executor.call(lambda: self._best_batch(program))
+                entry._batch_samples = await asyncio.wrap_future(measured)
+                _log.info(
+                    "model measured",
+                    model=entry.offer.model,
+                    version=entry.offer.version,
+                    batch_samples=entry._batch_samples,
+                )
+        except BaseException:
+            self._executor.call(program.erase)
+            raise
 
     def _best_batch(self, program: Program) -> int:
         """Measure where the program works best; runs in a lane of the executor, as the batches will."""
         self._executor.spread(alone=False)
         return best_batch(program, at_most=min(program.max_batch, self._limits.max_batch_samples))
 
-    def _install(self, entry: ModelEntry, program: Program, batch_samples: int) -> None:
-        for tier in entry.offer.tiers:
-            self._variants[entry.offer.package_id, tier] = Batcher(
-                program,
-                tier,
-                executor=self._executor,
-                meter=self._meter,
-                limits=self._limits,
-                metrics=self._metrics,
-                clock=self._clock,
-                batch_samples=batch_samples,
-            )
+    def _install(self, entry: ModelEntry, program: Program, tier: int) -> None:
+        self._variants[entry.offer.package_id, tier] = Batcher(
+            program,
+            tier,
+            executor=self._executor,
+            meter=self._meter,
+            limits=self._limits,
+            metrics=self._metrics,
+            clock=self._clock,
+            batch_samples=entry._batch_samples,
+        )
+        self._metrics.model(entry.offer.model).loaded(tier, True)
+        _log.info("variant loaded", model=entry.offer.model, version=entry.offer.version, tier=tier)
 
     async def _stop_all(self, error: TesseraError) -> None:
         for entry in self.entries():
@@ -279,18 +372,16 @@ class ModelDirectory:
                 await self._stop(entry, "published", error)
 
     async def _stop(self, entry: ModelEntry, state: ModelState, error: TesseraError) -> None:
-        if entry._loading is not None:
-            await asyncio.wait([entry._loading])
-        stopped = [key for key in self._variants if key[0] == entry.offer.package_id]
+        while entry._loading:
+            await asyncio.wait(entry._loading.values())
+        stopped = {key: self._variants.pop(key) for key in list(self._variants) if key[0] == entry.offer.package_id}
         entry.state, entry.reason = state, ""
-        programs: dict[int, Program] = {}
-        for key in stopped:
-            variant = self._variants.pop(key)
+        for (package_id, tier), variant in stopped.items():
+            self._metrics.model(entry.offer.model).loaded(tier, False)
             await variant.close(error)
-            self._statistics.setdefault(key[0], Statistics()).add(variant.statistics)
-            programs[id(variant.program)] = variant.program
-        for program in programs.values():  # weights must not outlive the wish, whatever cycles hold their module
-            await asyncio.wrap_future(self._executor.call(program.erase))
+            self._statistics.setdefault(package_id, Statistics()).add(variant.statistics)
+        for variant in stopped.values():  # weights must not outlive the wish, whatever cycles hold their module
+            await asyncio.wrap_future(self._executor.call(variant.program.erase))
 
 
 def _offer(manifest: Manifest) -> Offer:
@@ -299,7 +390,8 @@ def _offer(manifest: Manifest) -> Offer:
         issuer_id=manifest.issuer_id,
         model=manifest.model,
         version=manifest.version,
-        tiers=frozenset({max(tier.tier for tier in manifest.tiers)}),
+        tiers=frozenset(tier.tier for tier in manifest.tiers),
+        tier_keys=bool(manifest.patches),
         input_key_id=manifest.input_key_id,
         max_batch=manifest.max_batch,
     )

@@ -15,17 +15,21 @@ from google.protobuf.message import DecodeError
 from tessera.keystore.errors import InvalidTensor, Malformed, TesseraError
 from tessera.keystore.package import Manifest, TensorSpec
 from tessera.keystore.payload import payload_digest
+from tessera.keystore.tiers import MAX_TIERS
 from tessera.oip.v1 import inference_pb2 as pb
 from tessera.server.boundary import details_of, public_face
 from tessera.server.config import Limits
 from tessera.server.engine.batcher import Answer
 from tessera.server.engine.datatypes import DATATYPES
+from tessera.server.services import sizes
 
 Array = npt.NDArray[Any]
 _Message = TypeVar("_Message", pb.ModelInferRequest, pb.ModelMetadataRequest)
 
 RECEIPT_PARAMETERS: Final = ("tessera_receipt", "tessera-receipt")
+TIER_PARAMETER: Final = "tessera_tier"
 SHOWN_NAME_CHARS: Final = 64
+FEWER: Final = "send fewer samples in one request, or ask the operator to raise the server's TESSERA_LIMITS__* sizes"
 
 _CONTENTS: Final = {
     "BOOL": "bool_contents",
@@ -83,8 +87,8 @@ class Port:
             raise self.refuse(f"has shape {shape} and the contract says {[-1, *self.inner]}")
         if not 1 <= shape[0] <= max_batch:
             raise self.refuse(f"has {shape[0]} samples and the model takes 1 to {max_batch}")
-        if shape[0] * self.sample_bytes > limits.max_tensor_bytes:
-            raise self.refuse(f"is larger than {limits.max_tensor_bytes} bytes", reason="message-too-large")
+        if shape[0] * self.sample_bytes > limits.tensor_bytes:
+            raise self.refuse(f"is larger than {limits.tensor_bytes} bytes", reason="message-too-large", remedy=FEWER)
         return shape[0]
 
     def from_raw(self, raw: bytes, samples: int) -> Array:
@@ -116,9 +120,9 @@ class Port:
                 raise self.refuse(f"holds a value that is not {self.datatype}")
         return self._checked(wide.astype(self.dtype), samples)
 
-    def refuse(self, what: str, reason: str | None = None) -> InvalidTensor:
+    def refuse(self, what: str, reason: str | None = None, remedy: str = "") -> InvalidTensor:
         """Return the error that blames this tensor."""
-        return InvalidTensor(f"tensor {self.name} {what}", tensor=self.name, reason=reason)
+        return InvalidTensor(f"tensor {self.name} {what}", tensor=self.name, reason=reason, remedy=remedy)
 
     def _checked(self, flat: Array, samples: int) -> Array:
         if self.finite:
@@ -140,6 +144,7 @@ class Signature:
         self._ports = {spec.name: Port(spec) for spec in manifest.inputs}
         self._outputs = {spec.name: spec.datatype for spec in manifest.outputs}
         self._all_outputs = tuple(self._outputs)
+        self._output_bytes = {spec.name: sizes.sample_bytes([spec]) for spec in manifest.outputs}
 
     def decode(self, request: pb.ModelInferRequest) -> Inputs:
         """Return the request's tensors. Raises `Malformed` or `InvalidTensor` (rules W-41 to W-46)."""
@@ -191,6 +196,17 @@ class Signature:
                 raise InvalidTensor(f"output {name} asks for an extension that is not offered", tensor=name)
             names[output.name] = None
         return tuple(names)
+
+    def check_answer(self, samples: int, wanted: Sequence[str]) -> None:
+        """Raise `Malformed` (`message-too-large`) when the wanted outputs of `samples` could not travel (rule W-46)."""
+        limit = self._limits.max_answer_bytes
+        needed = samples * sum(self._output_bytes[name] for name in wanted)
+        if needed > sizes.room(limit, len(wanted)):
+            raise Malformed(
+                f"the answer to {samples} samples would hold {needed} bytes, and this server sends at most {limit}",
+                reason="message-too-large",
+                remedy=FEWER,
+            )
 
     def response(self, answer: Answer, request_id: str, wanted: Sequence[str]) -> pb.ModelInferResponse:
         """Return the answer with raw output contents, in the order asked for (rule W-47)."""
@@ -253,6 +269,19 @@ def wants_receipt(request: pb.ModelInferRequest) -> bool:
     return False
 
 
+def wanted_tier(request: pb.ModelInferRequest) -> int | None:
+    """Return the tier that a parameter of the request asks for, None for the licence's own (rule W-67).
+
+    Raises `Malformed` for anything but an integer that can be a tier.
+    """
+    if TIER_PARAMETER not in request.parameters:
+        return None
+    value = request.parameters[TIER_PARAMETER]
+    if value.WhichOneof("parameter_choice") != "int64_param" or not 1 <= value.int64_param <= MAX_TIERS:
+        raise Malformed(f"the parameter {TIER_PARAMETER} is an integer (int64_param) from 1 to {MAX_TIERS}")
+    return value.int64_param
+
+
 def stream_answer(response: pb.ModelInferResponse, receipt: str | None) -> pb.ModelStreamInferResponse:
     """Return one item of a stream, with its receipt as a parameter (rule W-62)."""
     if receipt is not None:
@@ -285,8 +314,9 @@ def shown(name: str) -> str:
 def _too_large(request: pb.ModelInferRequest, max_bytes: int) -> TesseraError:
     what = f"a message has at most {max_bytes} bytes"
     if not request.inputs:
-        return Malformed(what, reason="message-too-large")
+        return Malformed(what, reason="message-too-large", remedy=FEWER)
     raw = request.raw_input_contents
     sizes = [len(raw[i]) if i < len(raw) else t.contents.ByteSize() for i, t in enumerate(request.inputs)]
     name = shown(request.inputs[int(np.argmax(sizes))].name)
-    return InvalidTensor(f"{what}; tensor {name} is the largest in this one", tensor=name, reason="message-too-large")
+    what = f"{what}; tensor {name} is the largest in this one"
+    return InvalidTensor(what, tensor=name, reason="message-too-large", remedy=FEWER)

@@ -26,14 +26,14 @@ def metadata(manifest: Manifest) -> pb.ModelMetadataResponse:
     )
 
 
-def config(manifest: Manifest) -> pb.ModelConfigResponse:
+def config(manifest: Manifest, max_batch: int) -> pb.ModelConfigResponse:
     """Return Triton's configuration; dims leave the batch axis out, as `max_batch_size` > 0 demands."""
     return pb.ModelConfigResponse(
         config=pb.ModelConfig(
             name=manifest.model,
             platform=PLATFORM,
             backend=BACKEND,
-            max_batch_size=manifest.max_batch,
+            max_batch_size=max_batch,
             input=[
                 pb.ModelInput(name=spec.name, data_type=_data_type(spec), dims=spec.shape[1:])
                 for spec in manifest.inputs

@@ -25,7 +25,7 @@ from tessera.server.config import Limits
 from tessera.server.engine.batcher import Answer, Batcher, Job
 from tessera.server.engine.models import ModelDirectory
 from tessera.server.metrics import Metrics
-from tessera.server.services import convert, describe
+from tessera.server.services import convert, describe, sizes
 from tessera.server.services.convert import Signature
 
 SERVICE: Final = PUBLIC_SERVICE
@@ -106,7 +106,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
     async def _infer(
         self, request: pb.ModelInferRequest, caller: Caller, context: Context, started_s: float
     ) -> pb.ModelInferResponse:
-        call = self._begin(request, caller, self._deadline_s(context), started_s)
+        call = await self._begin(request, caller, self._deadline_s(context), started_s)
         try:
             answer = await call.job.future  # `_begin` has queued it; `submit` would queue it a second time
         except asyncio.CancelledError:
@@ -162,20 +162,20 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         item: _Item | None = None
         try:
             async for raw in requests:
-                item = self._begin_item(raw, caller, deadline_s)
+                item = await self._begin_item(raw, caller, deadline_s)
                 await items.put(item)
                 item = None
         finally:
             _withdraw(item)  # cancelled between queueing the job and handing it on
         await items.put(None)
 
-    def _begin_item(self, raw: bytes, caller: Caller, deadline_s: float | None) -> _Item:
+    async def _begin_item(self, raw: bytes, caller: Caller, deadline_s: float | None) -> _Item:
         started_s = time.perf_counter()
         request_id = ""
         try:
             request = convert.parse_infer(raw, self._limits)
             request_id = convert.shown(request.id)
-            call = self._begin(request, caller, deadline_s, started_s)
+            call = await self._begin(request, caller, deadline_s, started_s)
         except Exception as error:  # noqa: BLE001 -- the boundary of one item; `_refused` shows nothing of it
             return _Item(request_id, None, None, error)
         return _Item(call.job.request_id, call, call.job.future, None)
@@ -201,20 +201,27 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
             _log.error("internal error in a stream", error=type(error).__name__, request_id=request_id)
         return convert.stream_error(error, request_id)
 
-    def _begin(
+    async def _begin(
         self, request: pb.ModelInferRequest, caller: Caller, deadline_s: float | None, started_s: float
     ) -> _Call:
-        """Check, admit and queue one request; whatever raises has released what was reserved."""
+        """Check, admit and queue one request; whatever raises has released what was reserved.
+
+        Waits for nothing but the weights of a tier that is used for the first time.
+        """
         session = self._gate.session(caller.token)
         _check_model(session, request.model_name, request.model_version)
         signature = self._signature(session.package_id)
         inputs = signature.decode(request)
         wanted = signature.wanted(request)
+        signature.check_answer(inputs.samples, wanted)
         request_id = convert.request_id(request, self._limits) or str(uuid.uuid4())
         parsed_s = time.perf_counter()
-        permit = self._gate.admit(caller.token, request.model_name, request.model_version, inputs.samples, request_id)
+        tier = convert.wanted_tier(request)
+        permit = self._gate.admit(
+            caller.token, request.model_name, request.model_version, inputs.samples, request_id, tier=tier
+        )
         try:
-            batcher = self._models.ready_variant(session.package_id, permit.tier)
+            batcher = await self._models.variant(session.package_id, permit.tier)
             job = Job(
                 permit=permit,
                 inputs=inputs.arrays,
@@ -287,7 +294,8 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
     ) -> pb.ModelConfigResponse:
         """Answer the session's model in Triton's configuration form. Raises `Unauthenticated` or `NotFound`."""
         session = self._covered(context, request.name, request.version)
-        return describe.config(self._models.manifest(session.package_id))
+        manifest = self._models.manifest(session.package_id)
+        return describe.config(manifest, sizes.largest_batch(manifest, self._limits))
 
     async def ModelStatistics(  # noqa: N802
         self, request: pb.ModelStatisticsRequest, context: Context

@@ -11,10 +11,12 @@ from tessera.keystore.errors import NotFound, SealedError, TesseraError, Unavail
 from tessera.server.admission import Opening, Session
 from tessera.server.admission.opening import Answer
 from tessera.server.boundary import bearer_token
+from tessera.server.config import Limits
 from tessera.server.node import Node
-from tessera.server.services import replies
+from tessera.server.services import replies, sizes
 from tessera.v1 import licensing_pb2 as pb
 from tessera.v1 import licensing_pb2_grpc as pb_grpc
+from tessera.v1.types_pb2 import ModelContract
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _log: Final = structlog.get_logger("tessera.licensing")
@@ -23,8 +25,9 @@ _log: Final = structlog.get_logger("tessera.licensing")
 class LicensingService(pb_grpc.LicensingServiceServicer):
     """Challenges, sessions and usage for buyers; every rule is the gate's."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, limits: Limits) -> None:
         self._node = node
+        self._limits = limits
         self._gate = node.gate
 
     async def CreateChallenge(self, request: pb.CreateChallengeRequest, context: Context) -> pb.CreateChallengeResponse:
@@ -55,18 +58,22 @@ class LicensingService(pb_grpc.LicensingServiceServicer):
         """Open a session; loads the package if its key came with this grant, off the event loop."""
         del context
         opening = self._gate.prepare(request.licence, request.grant, _answer(request.proof), request.key_confirmation)
+        manifest = self._node.models.manifest(opening.offer.package_id)
+        max_batch = sizes.largest_batch(manifest, self._limits)  # refuses a model whose samples could not travel
         if opening.needs_load:
             await self._load(opening)
         if opening.install:
             await self._node.install(opening.licence, opening.grant)
         past_samples = await asyncio.to_thread(self._gate.past_samples, opening)
         session = self._gate.complete(opening, past_samples)
+        await self._prepare_degrading(session)
         _log.info("session opened", **_named(session), tier=session.tier, notice=session.notice)
-        return self._opened(session)
+        return self._opened(session, replies.model_contract(manifest, session.tier, max_batch))
 
     async def RenewSession(self, request: pb.RenewSessionRequest, context: Context) -> pb.RenewSessionResponse:
         """Extend the session of the bearer token by a fresh proof."""
         session = self._gate.renew(bearer_token(context), _answer(request.proof))
+        await self._prepare_degrading(session)
         _log.debug("session renewed", **_named(session))
         return pb.RenewSessionResponse(expires_at_ms=replies.milliseconds(session.expires_at_s))
 
@@ -95,12 +102,12 @@ class LicensingService(pb_grpc.LicensingServiceServicer):
         )
         return pb.GetUsageResponse(usage=usage)
 
-    def _opened(self, session: Session) -> pb.OpenSessionResponse:
+    def _opened(self, session: Session, contract: ModelContract) -> pb.OpenSessionResponse:
         response = pb.OpenSessionResponse(
             session_token=session.token.reveal().decode("ascii"),
             session_id=session.session_id,
             expires_at_ms=replies.milliseconds(session.expires_at_s),
-            contract=replies.model_contract(self._node.models.manifest(session.package_id), session.tier),
+            contract=contract,
             notice=session.notice,
         )
         left = self._gate.samples_left(session)
@@ -111,7 +118,12 @@ class LicensingService(pb_grpc.LicensingServiceServicer):
     async def _load(self, opening: Opening) -> None:
         """Load the package; whatever is wrong with it is our side's matter and not this buyer's."""
         try:
-            await self._node.models.ensure_loaded(opening.offer.package_id, opening.keys.content_key)
+            await self._node.models.ensure_loaded(
+                opening.offer.package_id,
+                opening.keys.content_key,
+                tier=opening.tier,
+                tier_key=opening.keys.tier_key,
+            )
         except (SealedError, Unavailable):
             raise
         except TesseraError as error:
@@ -120,6 +132,17 @@ class LicensingService(pb_grpc.LicensingServiceServicer):
                 reason="model-not-ready",
                 remedy="ask the operator; the model list of the node says why",
             ) from error
+
+    async def _prepare_degrading(self, session: Session) -> None:
+        """Load what a session goes over to when its licence runs out in its lifetime, so that no request waits then."""
+        licence = session.licence
+        below = licence.terms.expiry.tier
+        if below is None or below not in session.offer.tiers or licence.expires_at_s >= session.expires_at_s:
+            return
+        try:
+            await self._node.models.variant(session.package_id, below)
+        except TesseraError as error:  # it is tried again, and answered for, by the first request that needs it
+            _log.warning("tier for the grace period not loaded", **_named(session), tier=below, reason=error.reason)
 
 
 def _answer(proof: pb.PossessionProof) -> Answer:
