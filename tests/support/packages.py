@@ -180,7 +180,7 @@ SMALL_TIERS = tuple(Tier(number, name, {}) for number, name in enumerate(("basic
 
 def small_tiers(path: Path, *, package_id: str = PACKAGE_ID, **changes: Any) -> SmallPackage:
     """Write a package of three tiers at `path`, its tier keys those of `TIER_SECRET`, and return it."""
-    given = {
+    given: dict[str, Any] = {
         "draft": a_draft(tiers=SMALL_TIERS),
         "patches": SMALL_PATCHES,
         "tier_key": TierKey(package_id, len(SMALL_TIERS), TierSecret(TIER_SECRET)),

@@ -51,7 +51,9 @@ def cut(state: Mapping[str, torch.Tensor], tiers: int = TOP, runs: Mapping[str, 
             units = np.sort(order[name][begin:end])
             if units.size:
                 values = state[name].detach().numpy().reshape(-1, run)[units]
-                entries.append(PatchEntry(name, "F32", run, units, np.ascontiguousarray(values).view(np.uint8)))
+                entries.append(
+                    PatchEntry(name, "F32", run, units.astype(np.uint32), np.ascontiguousarray(values).view(np.uint8))
+                )
                 made[name] = made[name].clone()
                 made[name].view(-1, run)[torch.from_numpy(units)] = torch.from_numpy(values)
         patches.append(encode_patch(entries))

@@ -30,7 +30,8 @@ class Zoo:
 FILES = (
     "package", "package.secrets", "licence", "issuer.key", "issuer.key.pub", "buyer.key", "buyer.key.pub",
     "locked.key", "input.key", "node.pub", "revocations", "usage", "receipt", "scans.npy", "floats.npy", "sample.npz",
-    "picture.png", "ca.pem", "settings.toml", "passphrase", "empty", "random", "words", "database", "bundle", "node", "folder",
+    "picture.png", "ca.pem", "settings.toml", "passphrase", "empty", "random", "words", "database",
+    "bundle", "node", "folder",
 )  # fmt: skip
 """Everything in the zoo; the last three are folders."""
 FOLDERS = ("bundle", "node", "folder")

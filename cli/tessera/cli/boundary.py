@@ -15,7 +15,17 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tessera.keystore.errors import TesseraError
+from tessera.keystore.errors import (
+    Conflict,
+    Denied,
+    Exhausted,
+    NotFound,
+    Tampered,
+    TesseraError,
+    Unauthenticated,
+    Unavailable,
+    WrongKey,
+)
 
 JSON_FLAG = "tessera.cli.json"
 """Key in the context's `meta` that remembers whether the command was given `--json`."""
@@ -47,10 +57,11 @@ class BoundaryGroup(TyperGroup):
 def described(error: Exception) -> dict[str, str]:
     """Return `{reason, message, remedy}` of an error, in words that may be shown."""
     if isinstance(error, TesseraError):
-        return {"reason": error.reason, "message": error.public, "remedy": error.remedy}
+        return {"reason": error.reason, "message": error.public, "remedy": error.remedy or _remedy(error)}
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if isinstance(error.filename, str) else ""
-        return {"reason": "operating-system", "message": f"{error.strerror}{where}", "remedy": ""}
+        remedy = "check the path, its owner and permissions, and the room on the disk"
+        return {"reason": "operating-system", "message": f"{error.strerror}{where}", "remedy": remedy}
     if isinstance(error, ModuleNotFoundError) and error.name:
         return {
             "reason": "not-installed",
@@ -62,6 +73,23 @@ def described(error: Exception) -> dict[str, str]:
         "message": f"unexpected {type(error).__name__}; this is a fault of Tessera",
         "remedy": "run it again with TESSERA_DEBUG=1 and report the traceback",
     }
+
+
+def _remedy(error: TesseraError) -> str:
+    """Return what can be done about a kind of error, for the few that do not say it themselves."""
+    return next((remedy for kind, remedy in _REMEDIES if isinstance(error, kind)), "run the command with --help")
+
+
+_REMEDIES: tuple[tuple[type[TesseraError], str], ...] = (
+    (Unavailable, "wait a little and run it again"),
+    (NotFound, "check the name or path"),
+    (Denied, "ask whoever runs the node or issued the licence"),
+    (Conflict, "look at what is there already"),
+    (Exhausted, "wait, or ask the vendor for more"),
+    (Unauthenticated, "check that identity, licence and issuer belong together"),
+    (WrongKey, "give the key or passphrase that belongs to it"),
+    (Tampered, "get the file again from where it came"),
+)
 
 
 def _fail(error: Exception, *, as_json: bool) -> int:

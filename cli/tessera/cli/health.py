@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from tessera.cli import console
-from tessera.cli.options import JsonFlag
+from tessera.cli.loading import certificates
+from tessera.cli.options import JsonFlag, parse_address
 from tessera.keystore.errors import Unavailable
 
 
@@ -24,6 +25,9 @@ def health(
     as_json: JsonFlag = False,
 ) -> None:
     """Ask a server whether it serves; exit status 0 only when it does."""
+    parse_address(server, "--server")
+    if ca is not None:
+        certificates(ca)
     status = ask(server, ca=ca, service=service, plaintext=plaintext, timeout_s=timeout_s)
     document = {"server": server, "service": service, "status": status, "serving": status == "SERVING"}
     if status != "SERVING":

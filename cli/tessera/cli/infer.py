@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.cli import console
-from tessera.cli.options import JsonFlag, PassphraseFile
-from tessera.keystore.errors import Malformed, NotFound
+from tessera.cli.options import JsonFlag, PassphraseFile, parse_address
+from tessera.cli.reading import argument
+from tessera.keystore.errors import Malformed
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from tessera.cli.samples import Given
     from tessera.client import Answer, ModelContract
-
-    Image = NDArray[np.uint8]
-    Array = NDArray[Any]
 
 ServerOption = Annotated[
     str, typer.Option("--server", envvar="TESSERA_SERVER", metavar="HOST:PORT", help="Where the server listens.")
@@ -31,22 +27,35 @@ LicenceOption = Annotated[Path, typer.Option(metavar="FILE", help="Your licence 
 InputKeyOption = Annotated[
     Path | None, typer.Option("--input-key", metavar="KEY", help="Input key; default: the one sealed in the licence.")
 ]
-SaveOption = Annotated[
-    Path | None, typer.Option("--save", metavar="FILE", help="Also write the raw outputs as .npy; never replaced.")
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Also write the raw outputs of all inputs, joined, as one .npy array; never replaced.",
+    ),
 ]
 ReceiptsOption = Annotated[
     Path | None, typer.Option("--receipts", metavar="DIR", help="Keep each usage receipt as DIR/SEQUENCE.receipt.")
 ]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for each answer.")]
+MessageOption = Annotated[
+    int, typer.Option("--max-message", metavar="MIB", min=1, max=2047, help="Largest request or answer, in MiB.")
+]
 InputFiles = Annotated[
     list[Path],
     typer.Argument(
         metavar="INPUT…",
-        help="A .npy array of uint8 (one sample or a batch, in the model's layout), or an image of the model's size.",
+        help="A .npy array of uint8 (one sample or a batch, in the model's layout), or an image of exactly the model's "
+        "size (PNG or JPEG; needs Pillow).",
     ),
 ]
 ModelOption = Annotated[str, typer.Option(help="Model name.")]
-TopOption = Annotated[int, typer.Option("--top", min=1, help="How many classes to show for each sample.")]
+TopOption = Annotated[
+    int | None,
+    typer.Option("--top", min=1, help="Most classes to show for each sample; default: 1, and 8 for an output image."),
+]
 
 
 def infer(
@@ -57,114 +66,110 @@ def infer(
     server: ServerOption = "localhost:8001",
     ca: CaOption = None,
     input_key: InputKeyOption = None,
-    top: TopOption = 1,
-    save: SaveOption = None,
+    top: TopOption = None,
+    out: OutOption = None,
     receipts: ReceiptsOption = None,
     timeout_s: TimeoutOption = 30.0,
+    max_message: MessageOption = 256,
     passphrase_file: PassphraseFile = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Apply your key to the inputs here, send them, and print the predictions; the key never leaves this process."""
-    from tessera.cli import loading
-    from tessera.client import Client
+    """Apply your key to the inputs here, send them, and print what the model says; the key never leaves this process.
 
-    for path in inputs:
-        loading.existing(path, "input file")
-    if save is not None:
-        loading.refuse_existing(save)
-    key = loading.input_key(input_key, passphrase_file) if input_key is not None else None
-    buyer = loading.identity(loading.existing(identity, "identity"), "buyer", passphrase_file)
-    licence_file = loading.existing(licence, "licence file")
-    roots = loading.existing(ca, "CA certificate") if ca is not None else None
-    with Client(
-        server, identity=buyer, licence=licence_file, root_certificates=roots, input_key=key, timeout_s=timeout_s
-    ) as client:
+    Shows the best classes with their scores; for an output of the image's size, how much of it each class covers.
+    """
+    from tessera.cli import loading, samples
+
+    parse_address(server, "--server")
+    given = [samples.read(path) for path in inputs]
+    if out is not None:
+        loading.new_file(out)
+    if receipts is not None:
+        loading.possible_folder(receipts)
+    settings: dict[str, Any] = {
+        "identity": loading.identity(identity, "buyer", passphrase_file),
+        "licence": loading.licence_file(licence),
+        "root_certificates": loading.certificates(ca) if ca is not None else None,
+        "input_key": loading.input_key(input_key, passphrase_file) if input_key is not None else None,
+        "timeout_s": timeout_s,
+        "max_message_bytes": max_message * 2**20,
+    }
+    answers = _ask(server, settings, model, given, sole=out is not None)
+    _finish(inputs, answers, top=top, out=out, receipts=receipts, as_json=as_json)
+
+
+def _ask(server: str, settings: dict[str, Any], model: str, given: "Sequence[Given]", *, sole: bool) -> "list[Answer]":
+    """Return the answers to each file's samples. Raises what the client raises, in the words of the command."""
+    from tessera.client import Client, MessageTooLarge, ServerUnverified, Unreachable
+
+    with argument(f"--server {server}", only=(Unreachable, ServerUnverified)), Client(server, **settings) as client:
         contract = client.contract(model)
-        samples = [load_samples(path, contract) for path in inputs]
-        answers = [client.infer_detailed(model, batch) for batch in samples]
-    _finish(inputs, answers, top=top, save=save, receipts=receipts, as_json=as_json)
-
-
-def load_samples(path: Path, contract: "ModelContract") -> "Image":
-    """Return the samples of a file as a uint8 batch in the model's layout. Raises `Malformed` for what does not fit."""
-    import numpy as np
-
-    shape = tuple(contract.inputs[0].shape[1:])
-    if path.suffix == ".npy":
+        if sole:
+            _check_sole_output(contract)
+        batches = [entry.samples(contract) for entry in given]
         try:
-            array = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError):
-            raise Malformed(f"{path} is not a .npy array") from None
-    else:
-        array = _from_image(path, shape)
-    if array.dtype != np.uint8:
-        raise Malformed(f"{path} holds {array.dtype}, the model takes uint8", remedy="scale to 0 … 255 and convert")
-    if array.shape[-len(shape) :] != shape and array.shape[-2:] == shape[1:] and shape[0] == 1:
-        array = array[..., None, :, :]
-    if array.shape[-len(shape) :] != shape or array.ndim not in (len(shape), len(shape) + 1):
-        raise Malformed(
-            f"{path} has shape {list(array.shape)}, the model takes {list(shape)} for each sample",
-            remedy="resize it first",
-        )
-    return np.ascontiguousarray(array.reshape(-1, *shape))
-
-
-def _from_image(path: Path, shape: Sequence[int]) -> "Image":
-    import numpy as np
-
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ModuleNotFoundError:
-        raise NotFound("image files need Pillow", remedy="pip install pillow, or give a .npy array") from None
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"), dtype=np.uint8)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
-        raise Malformed(f"{path} is not an image that can be read") from None
-    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+            return [client.infer_detailed(model, batch) for batch in batches]
+        except MessageTooLarge as error:
+            if error.status is None:  # the client's own limit, which this command has an option for
+                error.remedy = "give --max-message MIB a larger number"
+            raise
 
 
 def _finish(
     inputs: Sequence[Path],
     answers: "Sequence[Answer]",
     *,
-    top: int,
-    save: Path | None,
+    top: int | None,
+    out: Path | None,
     receipts: Path | None,
     as_json: bool,
 ) -> None:
-    import numpy as np
+    from tessera.cli.predictions import in_words
 
-    predictions = [
-        found
-        for path, answer in zip(inputs, answers, strict=True)
-        for found in _predictions(path, next(iter(answer.outputs.values())), top)
-    ]
-    if save is not None:
-        np.save(save, np.concatenate([next(iter(answer.outputs.values())) for answer in answers]))
     if receipts is not None:
         _keep_receipts(answers, receipts)
+    if out is not None:
+        _save(out, answers)
+    found = [entry for path, answer in zip(inputs, answers, strict=True) for entry in _predictions(path, answer, top)]
     document = {
-        "predictions": predictions,
+        "predictions": found,
         "seconds": [round(answer.seconds, 6) for answer in answers],
         "usage": [record.to_claims() for answer in answers for record in answer.receipts],
     }
+    several = any(len(answer.outputs) > 1 for answer in answers)
+    columns = ("file", "sample", *(("output",) if several else ()), "class (score, or share of the image)")
     rows = [
-        (found["file"], found["sample"], "  ".join(f"{one['class']} ({one['score']:.3f})" for one in found["top"]))
-        for found in predictions
+        (entry["file"], entry["sample"], *((entry["output"],) if several else ()), in_words(entry)) for entry in found
     ]
-    console.emit(document, as_json=as_json, show=lambda: [console.table(("file", "sample", "class (score)"), rows)])
+    console.emit(document, as_json=as_json, show=lambda: [console.table(columns, rows)])
 
 
-def _predictions(path: Path, scores: "Array", top: int) -> list[dict[str, Any]]:
+def _predictions(path: Path, answer: "Answer", top: int | None) -> list[dict[str, Any]]:
+    from tessera.cli.predictions import described
+
+    samples = len(next(iter(answer.outputs.values())))
+    return [
+        {"file": str(path), "sample": index, "output": name} | described(output[index], top)
+        for index in range(samples)
+        for name, output in answer.outputs.items()
+    ]
+
+
+def _save(out: Path, answers: "Sequence[Answer]") -> None:
     import numpy as np
 
-    found = []
-    for index, row in enumerate(scores.reshape(len(scores), -1)):
-        best = np.argsort(-row, kind="stable")[:top]
-        ranked = [{"class": int(one), "score": round(float(row[one]), 6)} for one in best]
-        found.append({"file": str(path), "sample": index, "top": ranked})
-    return found
+    joined = np.concatenate([next(iter(answer.outputs.values())) for answer in answers])
+    with out.open("xb") as stream:  # np.save would append a suffix to a path
+        np.save(stream, joined)
+
+
+def _check_sole_output(contract: "ModelContract") -> None:
+    if len(contract.outputs) != 1:
+        names = ", ".join(spec.name for spec in contract.outputs)
+        raise Malformed(
+            f"--out writes one array, and model {contract.name} has several outputs: {names}",
+            remedy="leave --out away, or use infer_detailed of the Python client",
+        )
 
 
 def _keep_receipts(answers: "Sequence[Answer]", folder: Path) -> None:

@@ -5,17 +5,17 @@ from pathlib import Path
 
 from tessera.keystore import grant as grants
 from tessera.keystore import licence as licences
-from tessera.keystore.errors import Conflict
+from tessera.keystore.errors import Conflict, NotFound
 from tessera.keystore.identity import Identity, PublicIdentity
 from tessera.keystore.licence import ExpiryPolicy, Licence, LicenceFile, Quota, Terms
-from tessera.keystore.package import Manifest, inspect_package
+from tessera.keystore.package import Manifest
 
 STOP = ExpiryPolicy("stop")
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What one buyer gets; times are Unix seconds, `tier=None` means the package's best."""
+    """What one buyer gets; times are Unix seconds; the tier is a number, a name, or None for the package's best."""
 
     package: Path
     secrets: Path
@@ -26,20 +26,20 @@ class Offer:
     quota: Quota | None = None
     rate_samples_per_s: int | None = None
     sessions: int = 4
-    tier: int | None = None
+    tier: int | str | None = None
     expiry: ExpiryPolicy = STOP
     passphrase_file: Path | None = None
 
 
 def cut(offer: Offer, out: Path, *, issuer: Identity, now_s: int) -> Licence:
-    """Issue a licence and its grant, write both to `out`, return the licence. Raises `Conflict` for foreign secrets."""
-    from tessera.cli.loading import existing
-    from tessera.cli.passphrases import lazily
+    """Issue a licence and its grant, write both to `out`, return the licence.
 
-    manifest = inspect_package(existing(offer.package, "package"))
-    secrets = grants.load_package_secrets(
-        existing(offer.secrets, "package secrets file"), lazily(offer.secrets.name, offer.passphrase_file)
-    )
+    Raises `Conflict` for foreign secrets and `NotFound` ("tier-unavailable") for a tier that the package lacks.
+    """
+    from tessera.cli import loading
+
+    manifest = loading.manifest(offer.package)
+    secrets = loading.package_secrets(offer.secrets, offer.passphrase_file)
     if secrets.package_id != manifest.package_id:
         raise Conflict(
             f"{offer.secrets} holds the keys of another package than {offer.package}", remedy="check --secrets"
@@ -58,11 +58,31 @@ def cut(offer: Offer, out: Path, *, issuer: Identity, now_s: int) -> Licence:
     return licence
 
 
+def _tier(wanted: int | str, option: str, offer: Offer, manifest: Manifest) -> int:
+    """Return the number of the tier with this number, else with this name, which one tier alone must have."""
+    numbers = [tier.tier for tier in manifest.tiers if str(tier.tier) == str(wanted)]
+    found = numbers or [tier.tier for tier in manifest.tiers if tier.name == wanted]
+    if len(found) == 1:
+        return found[0]
+    raise NotFound(
+        f"{option} {wanted}: {offer.package} has no such tier",
+        reason="tier-unavailable",
+        remedy=f"choose one of: {', '.join(f'{tier.tier} ({tier.name})' for tier in manifest.tiers)}",
+    )
+
+
 def _terms(offer: Offer, manifest: Manifest) -> Terms:
+    best = max(tier.tier for tier in manifest.tiers)
+    tier = best if offer.tier is None else _tier(offer.tier, "--tier", offer, manifest)
+    if offer.expiry.tier is not None and _tier(offer.expiry.tier, "--degrade-to", offer, manifest) > tier:
+        raise Conflict(
+            f"--degrade-to {offer.expiry.tier} is above the licence's own tier {tier}",
+            remedy="degrade to a tier at or below the licence's",
+        )
     return Terms(
         model=manifest.model,
         min_version=manifest.version,
-        tier=offer.tier or max(tier.tier for tier in manifest.tiers),
+        tier=tier,
         input_key_id=manifest.input_key_id,
         quota=offer.quota,
         rate_samples_per_s=offer.rate_samples_per_s,

@@ -8,6 +8,7 @@ import typer
 
 from tessera.cli import console
 from tessera.cli.options import JsonFlag, PassphraseFile
+from tessera.cli.reading import argument
 
 if TYPE_CHECKING:
     from tessera.keystore.identity import PublicIdentity, Role
@@ -44,13 +45,15 @@ def new_key(
     passphrase = _chosen_passphrase(out, encrypt, passphrase_file)
     if kind is KeyKind.issuer:
         if not name:
-            raise typer.BadParameter("an issuer key needs --name, which buyers and operators will see")
+            raise typer.BadParameter("an issuer needs one: buyers and operators will see it", param_hint="--name")
         _emit_identity(_new_identity("issuer", name, out, passphrase), out, as_json=as_json)
         return
+    from tessera.cli.loading import new_file
     from tessera.keystore.keyfile import save_input_key
     from tessera.keystore.proof import input_key_id
     from tessera.keystore.secrets import InputKey
 
+    new_file(out)
     key = InputKey.generate()
     save_input_key(out, key, passphrase)
     document = {"kind": "input", "input_key_id": input_key_id(key), "key_file": str(out)}
@@ -88,12 +91,13 @@ def _chosen_passphrase(out: Path, encrypt: bool, file: Path | None) -> "Passphra
 
 
 def _new_identity(role: "Role", name: str, out: Path, passphrase: "Passphrase | None") -> "PublicIdentity":
-    from tessera.cli.loading import refuse_existing
+    from tessera.cli.loading import new_file
     from tessera.keystore.identity import Identity
     from tessera.keystore.keyfile import save_identity
 
-    refuse_existing(out, out.with_name(out.name + ".pub"))
-    identity = Identity.generate(role, name)
+    new_file(out, out.parent / f"{out.name}.pub")
+    with argument("--name", "give 1 to 64 printable characters, such as --name 'Ada Ltd'"):
+        identity = Identity.generate(role, name)
     save_identity(out, identity, passphrase)
     return identity.public
 

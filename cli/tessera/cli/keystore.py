@@ -8,6 +8,7 @@ import typer
 
 from tessera.cli import console
 from tessera.cli.options import JsonFlag, KeystoreArgument, PassphraseFile
+from tessera.cli.reading import argument
 
 if TYPE_CHECKING:
     from tessera.keystore.store import Store
@@ -27,12 +28,18 @@ def init(
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key store: node identity, CA, empty ledger. Give node.pub to vendors and ca.pem to buyers."""
+    from tessera.cli import loading
     from tessera.cli.passphrases import new_passphrase
+    from tessera.keystore.identity import Identity
     from tessera.keystore.store import Store
 
+    loading.possible_folder(keystore)
     hosts = ["localhost", "127.0.0.1", "::1", *(host or [])]
     master = new_passphrase(f"the key store {keystore}", passphrase_file)
-    created = Store.create(keystore, master=master, node_name=name, hosts=hosts, now_s=time.time())
+    with argument("--name", "give 1 to 64 printable characters"):
+        Identity.generate("node", name)  # the store makes its own; this one only shows whether the name will do
+    with argument("--host", "give a DNS name or an IP address, without a port"):
+        created = Store.create(keystore, master=master, node_name=name, hosts=hosts, now_s=time.time())
     try:
         document = _described(created, keystore) | {"ca": str(keystore / "ca.pem"), "hosts": hosts}
     finally:

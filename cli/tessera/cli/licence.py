@@ -9,6 +9,7 @@ import typer
 
 from tessera.cli import console
 from tessera.cli.options import (
+    MAX_MOMENT_S,
     IssuerKey,
     JsonFlag,
     KeystoreOption,
@@ -59,14 +60,22 @@ ValidOption = Annotated[
 StartOption = Annotated[
     str | None, typer.Option("--not-before", metavar="DATE", help="Start, like 2027-01-31 (UTC); default: now.")
 ]
-QuotaOption = Annotated[int | None, typer.Option("--quota", min=1, help="Samples allowed; default: no limit.")]
+QuotaOption = Annotated[
+    int | None, typer.Option("--quota", metavar="N", min=1, max=10**12, help="Samples allowed; default: no limit.")
+]
 PeriodOption = Annotated[Period, typer.Option("--quota-period", help="Over what the quota counts (UTC).")]
-RateOption = Annotated[int | None, typer.Option("--rate", min=1, help="Samples a second; default: no limit.")]
-SessionsOption = Annotated[int, typer.Option("--sessions", min=1, help="Sessions open at the same time.")]
-TierOption = Annotated[int | None, typer.Option("--tier", min=1, help="Tier of quality; default: the best.")]
+RateOption = Annotated[
+    int | None, typer.Option("--rate", metavar="N", min=1, max=10**9, help="Samples a second; default: no limit.")
+]
+SessionsOption = Annotated[int, typer.Option("--sessions", min=1, max=100_000, help="Sessions open at the same time.")]
+TierOption = Annotated[
+    str | None, typer.Option("--tier", metavar="N|NAME", help="Tier of quality, by number or name; default: the best.")
+]
 PolicyOption = Annotated[Action, typer.Option("--expiry-policy", help="What happens at the end of the licence.")]
 GraceOption = Annotated[str, typer.Option("--grace", metavar="DURATION", help="Grace after the end, like 7d.")]
-DegradeOption = Annotated[int | None, typer.Option("--degrade-to", min=1, help="Tier during grace, with degrade.")]
+DegradeOption = Annotated[
+    int | None, typer.Option("--degrade-to", min=1, max=255, help="Tier during grace, with degrade.")
+]
 LicenceFiles = Annotated[list[Path], typer.Argument(metavar="LICENCE…", help="Licence files.")]
 
 
@@ -101,16 +110,19 @@ def issue(
     from tessera.cli.package import secrets_beside
     from tessera.keystore.licence import Quota
 
-    loading.refuse_existing(out)
+    loading.new_file(out)
     now_s = int(time.time())
-    start_s = parse_moment(not_before) if not_before else now_s
+    start_s = parse_moment(not_before, "--not-before") if not_before else now_s
+    expires_at_s = start_s + parse_duration(valid, "--valid", min_s=1)
+    if expires_at_s > MAX_MOMENT_S:
+        raise typer.BadParameter("the licence would end after the year 9999", param_hint="--not-before")
     offer = Offer(
         package=package,
         secrets=secrets or secrets_beside(package),
         buyer=loading.public_identity(buyer, "buyer"),
         node=loading.public_identity(node, "node"),
         not_before_s=start_s,
-        expires_at_s=start_s + parse_duration(valid),
+        expires_at_s=expires_at_s,
         quota=Quota(quota, quota_period.value) if quota else None,
         rate_samples_per_s=rate,
         sessions=sessions,
@@ -131,13 +143,16 @@ def inspect(
     as_json: JsonFlag = False,
 ) -> None:
     """Show the terms of a licence and where it stands today."""
-    from tessera.cli.loading import existing, issuers
+    from tessera.cli import kinds, loading
+    from tessera.cli.reading import reading
     from tessera.keystore import licence as licences
 
-    held = licences.read_licence_file(existing(file, "licence file"))
-    licence = (
-        licences.verify(held.licence, issuers(issuer)) if issuer else licences.parse_without_verification(held.licence)
-    )
+    trusted = loading.issuers(issuer or [])
+    held = loading.licence_file(file)
+    with reading(file, kinds.LICENCE):
+        licence = (
+            licences.verify(held.licence, trusted) if issuer else licences.parse_without_verification(held.licence)
+        )
     standing = licences.standing(licence, time.time()).value
     document = summary(licence) | {"standing": standing, "verified": bool(issuer), "grant": held.grant is not None}
     console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
@@ -193,10 +208,13 @@ def _quota_text(quota: "Quota | None") -> str | None:
 
 
 def _expiry(action: Action, grace: str, degrade_to: int | None) -> "ExpiryPolicy":
-    from tessera.keystore.licence import ExpiryPolicy
+    from tessera.keystore.licence import MAX_GRACE_S, ExpiryPolicy
 
     if action is Action.degrade and degrade_to is None:
-        raise typer.BadParameter("--expiry-policy degrade needs --degrade-to TIER")
+        raise typer.BadParameter("degrade needs --degrade-to TIER", param_hint="--expiry-policy")
     if action is not Action.degrade and degrade_to is not None:
-        raise typer.BadParameter("--degrade-to goes with --expiry-policy degrade")
-    return ExpiryPolicy(action=action.value, grace_s=parse_duration(grace), tier=degrade_to)
+        raise typer.BadParameter("goes with --expiry-policy degrade only", param_hint="--degrade-to")
+    grace_s = parse_duration(grace, "--grace", max_s=MAX_GRACE_S)
+    if action is not Action.stop and not grace_s:
+        raise typer.BadParameter(f"{action.value} holds for --grace DURATION, which is 0", param_hint="--expiry-policy")
+    return ExpiryPolicy(action=action.value, grace_s=grace_s, tier=degrade_to)

@@ -3,8 +3,10 @@
 import typer
 
 from tessera.cli import console
+from tessera.cli.audit import audit
 from tessera.cli.boundary import BoundaryGroup
 from tessera.cli.demo.command import demo
+from tessera.cli.encrypt import encrypt
 from tessera.cli.health import health
 from tessera.cli.infer import infer
 from tessera.cli.keys import identity_app, keys_app
@@ -29,6 +31,13 @@ app = typer.Typer(
 
 VENDOR, OPERATOR, BUYER, ALL = "Vendor", "Operator", "Buyer", "Everyone"
 
+protect_app.command(
+    "encrypt",
+    epilog="Example: tessera protect encrypt digits-bundle --recipe digits --key digits.key --budget 0.3 --out tiered",
+)(encrypt)
+protect_app.command(
+    "audit", epilog="Example: tessera protect audit digits-bundle --recipe digits --key digits.key --out digits-audit"
+)(audit)
 app.add_typer(keys_app, name="keys", rich_help_panel=VENDOR)
 app.add_typer(protect_app, name="protect", rich_help_panel=VENDOR)
 app.add_typer(package_app, name="package", rich_help_panel=VENDOR)

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from tessera.cli import console
-from tessera.cli.options import JsonFlag, KeystoreOption
+from tessera.cli.options import MAX_VERSION, JsonFlag, KeystoreOption
 
 model_app = typer.Typer(help="Publish, list, load and unload models on a node.", no_args_is_help=True)
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Model name.")]
-ModelVersion = Annotated[int, typer.Option("--version", min=0, help="Version; 0 means the newest.")]
+ModelVersion = Annotated[int, typer.Option("--version", min=0, max=MAX_VERSION, help="Version; 0 means the newest.")]
 
 
 @model_app.command("publish", epilog="Example: tessera model publish digits.tessera --keystore node")

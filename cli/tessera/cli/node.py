@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessera.cli import admin
+from tessera.cli import admin, kinds
 from tessera.cli.options import format_moment
+from tessera.cli.reading import reading
 from tessera.keystore.errors import Malformed
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def store(keystore: Path) -> Iterator["Store"]:
     """Yield the node's store, sealed, and close it afterwards. Raises `NotFound` (`not-initialised`)."""
     from tessera.keystore.store import Store
 
-    opened = Store.open(keystore)
+    with reading(keystore, kinds.KEYSTORE):
+        opened = Store.open(keystore)
     try:
         yield opened
     finally:
@@ -29,15 +31,12 @@ def store(keystore: Path) -> Iterator["Store"]:
 
 def publish(keystore: Path, package: Path, *, now_s: float) -> dict[str, Any]:
     """Take a copy of a verified package into the node; return the entry."""
-    from tessera.cli.loading import existing
-
-    existing(package, "package")
     if not admin.server_is_running(keystore):
-        with store(keystore) as opened:
+        with store(keystore) as opened, reading(package, kinds.PACKAGE):
             return _of_package(opened.publish(package, now_s=now_s))
     from tessera.v1 import admin_pb2
 
-    with admin.link(keystore) as stub:
+    with reading(package, kinds.PACKAGE), admin.link(keystore) as stub:
         request = admin_pb2.PublishModelRequest(path=str(package.absolute()))
         return of_message(stub.call("PublishModel", request, admin_pb2.PublishModelResponse).model)
 
@@ -56,17 +55,21 @@ def models(keystore: Path) -> list[dict[str, Any]]:
 
 def install_licence(keystore: Path, file: Path, *, now_s: float) -> str:
     """Install the licence and grant of a licence file; return the licence id."""
-    from tessera.cli.loading import existing
-    from tessera.keystore.licence import read_licence_file
+    from tessera.cli.loading import licence_file
 
-    held = read_licence_file(existing(file, "licence file"))
+    held = licence_file(file)
     if held.grant is None:
-        raise Malformed(f"{file} holds no grant, so the node could not open the package", reason="grant-missing")
+        raise Malformed(
+            f"{file} holds no grant, so the node could not open the package",
+            reason="grant-missing",
+            remedy="install the licence file as the vendor issued it, not the bare licence",
+        )
     if not admin.server_is_running(keystore):
-        return _install_directly(keystore, held.licence, held.grant, now_s=now_s)
+        with store(keystore) as opened, reading(file, kinds.LICENCE):
+            return _install_directly(opened, held.licence, held.grant, now_s=now_s)
     from tessera.v1 import admin_pb2
 
-    with admin.link(keystore) as stub:
+    with reading(file, kinds.LICENCE), admin.link(keystore) as stub:
         request = admin_pb2.InstallLicenceRequest(licence=held.licence, grant=held.grant)
         return stub.call("InstallLicence", request, admin_pb2.InstallLicenceResponse).licence_id
 
@@ -128,12 +131,11 @@ def _of_package(package: "PublishedPackage") -> dict[str, Any]:
     }
 
 
-def _install_directly(keystore: Path, licence_token: str, grant_token: str, *, now_s: float) -> str:
+def _install_directly(opened: "Store", licence_token: str, grant_token: str, *, now_s: float) -> str:
     from tessera.keystore import grant as grants
     from tessera.keystore import licence as licences
 
-    with store(keystore) as opened:
-        trusted = opened.issuers()
-        licence = licences.verify(licence_token, trusted)
-        opened.install_licence(licence, grants.verify(grant_token, licence, trusted), now_s=now_s)
-        return licence.licence_id
+    trusted = opened.issuers()
+    licence = licences.verify(licence_token, trusted)
+    opened.install_licence(licence, grants.verify(grant_token, licence, trusted), now_s=now_s)
+    return licence.licence_id

@@ -1,18 +1,26 @@
 """`tessera package`: seal a bundle into one file, look into it, verify it."""
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessera.cli import console
-from tessera.cli.options import IssuerKey, JsonFlag, PassphraseFile, format_moment
+from tessera.cli import console, kinds
+from tessera.cli.options import MAX_VERSION, IssuerKey, JsonFlag, PassphraseFile, format_moment
+from tessera.cli.reading import argument, reading
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from tessera.keystore.grant import PackageSecrets
     from tessera.keystore.package import Manifest, SealedPackage
 
 package_app = typer.Typer(help="Seal a bundle into a package; inspect and verify packages.", no_args_is_help=True)
+
+_MODEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+"""What licences can name; a package alone would take more, and then nobody could be licensed to use it."""
 
 PackageFile = Annotated[Path, typer.Argument(metavar="PACKAGE", help="A sealed package, NAME.tessera.")]
 
@@ -27,7 +35,7 @@ def build(
     issuer: IssuerKey,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Package to write; never replaced.")],
     model: Annotated[str, typer.Option(help="Name under which buyers will ask for the model.")],
-    version: Annotated[int, typer.Option(min=1, help="Version, a whole number from 1.")] = 1,
+    version: Annotated[int, typer.Option(min=1, max=MAX_VERSION, help="Version, a whole number from 1.")] = 1,
     input_key: Annotated[
         Path | None, typer.Option(metavar="KEY", help="Input key the bundle was trained with; none for plain inputs.")
     ] = None,
@@ -44,17 +52,22 @@ def build(
     from tessera.cli import loading
     from tessera.cli.passphrases import new_passphrase
     from tessera.keystore.grant import save_package_secrets
-    from tessera.protect import seal_bundle
 
     secrets_path = secrets or secrets_beside(out)
-    loading.existing(bundle, "bundle")
-    loading.refuse_existing(out, secrets_path)
+    _check_texts(model, licence_text)
+    loading.new_file(out, secrets_path)
+    if out.absolute() == secrets_path.absolute():
+        raise typer.BadParameter("names the same file as --out", param_hint="--secrets")
     passphrase = new_passphrase(secrets_path.name, passphrase_file) if encrypt else None
     signer = loading.identity(issuer, "issuer", passphrase_file)
     key = loading.input_key(input_key, passphrase_file) if input_key is not None else None
+    with reading(bundle, kinds.BUNDLE):
+        from tessera.protect import read_bundle, seal_bundle  # bring torch: after everything that is quick to refuse
+
+        found = read_bundle(bundle)
     with console.progress("sealing") as advance:
         manifest, package_secrets = seal_bundle(
-            bundle,
+            found,
             out,
             issuer=signer,
             model=model,
@@ -66,16 +79,15 @@ def build(
         )
     save_package_secrets(secrets_path, package_secrets, passphrase)
     document = summary(manifest) | {"file": str(out), "secrets_file": str(secrets_path)}
-    console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
+    console.emit(document, as_json=as_json, show=lambda: _shown(document))
 
 
 @package_app.command("inspect", epilog="Example: tessera package inspect digits.tessera")
 def inspect(package: PackageFile, as_json: JsonFlag = False) -> None:
     """Show what a package says about itself, without checking its signature."""
-    from tessera.cli.loading import existing
-    from tessera.keystore.package import inspect_package
+    from tessera.cli import loading
 
-    manifest = inspect_package(existing(package, "package"))
+    manifest = loading.manifest(package)
     document = summary(manifest) | {"file": str(package), "verified": False}
     parts = [
         {"name": part.name, "kind": part.kind, "dtype": part.dtype, "shape": list(part.shape), "size_bytes": part.size}
@@ -86,7 +98,7 @@ def inspect(package: PackageFile, as_json: JsonFlag = False) -> None:
     console.emit(
         document | {"parts": parts},
         as_json=as_json,
-        show=lambda: [console.fields(document), console.table(columns, rows)],
+        show=lambda: [*_shown(document), console.table(columns, rows, title="parts")],
     )
 
 
@@ -104,19 +116,22 @@ def verify(
     as_json: JsonFlag = False,
 ) -> None:
     """Check signature, structure and the digest of every part; with --secrets, decrypt everything too."""
-    from tessera.cli.loading import existing, issuers
+    from tessera.cli import loading
     from tessera.keystore.package import open_package
 
+    trusted = loading.issuers(issuer)
+    keys = loading.package_secrets(secrets, passphrase_file) if secrets is not None else None
     with (
-        open_package(existing(package, "package"), issuers(issuer)) as sealed,
+        reading(package, kinds.PACKAGE),
+        open_package(package, trusted) as sealed,
         console.progress("verifying") as advance,
     ):
         sealed.verify_digests(advance)
-        if secrets is not None:
-            _decrypt_all(sealed, secrets, passphrase_file)
+        if keys is not None:
+            _decrypt_all(sealed, keys)
         document = summary(sealed.manifest)
     document |= {"file": str(package), "verified": True, "decrypted": secrets is not None}
-    console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
+    console.emit(document, as_json=as_json, show=lambda: _shown(document))
 
 
 def secrets_beside(package: Path) -> Path:
@@ -138,17 +153,50 @@ def summary(manifest: "Manifest") -> dict[str, Any]:
         "inputs": [f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in manifest.inputs],
         "outputs": [f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in manifest.outputs],
         "max_batch": manifest.max_batch,
-        "tiers": [{"tier": tier.tier, "name": tier.name, "quality": dict(tier.quality)} for tier in manifest.tiers],
+        "tiers": tiers(manifest),
         "torch_version": manifest.torch_version,
     }
 
 
-def _decrypt_all(sealed: "SealedPackage", secrets: Path, passphrase_file: Path | None) -> None:
-    from tessera.cli.passphrases import lazily
-    from tessera.keystore.grant import load_package_secrets
+def tiers(manifest: "Manifest") -> list[dict[str, Any]]:
+    """Return the tiers, lowest first; `patch_bytes` is what a tier adds in the file, None where tiers have no keys."""
+    patches = {int(part.name): part.size for part in manifest.patches}
+    return [
+        {"tier": tier.tier, "name": tier.name, "quality": dict(tier.quality), "patch_bytes": patches.get(tier.tier)}
+        for tier in manifest.tiers
+    ]
 
-    keys = load_package_secrets(secrets, lazily(secrets.name, passphrase_file))
+
+def _shown(document: dict[str, Any]) -> list["RenderableType"]:
+    """Return a summary as a person reads it: the tiers in a table of their own."""
+    rows = [[tier["tier"], tier["name"], _measures(tier["quality"]), tier["patch_bytes"]] for tier in document["tiers"]]
+    return [
+        console.fields({name: value for name, value in document.items() if name != "tiers"}),
+        console.table(("tier", "name", "quality", "patch bytes"), rows, title="tiers"),
+    ]
+
+
+def _measures(quality: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in quality.items()) or "not measured"
+
+
+def _check_texts(model: str, licence_text: str) -> None:
+    from tessera.keystore.package import fields
+
+    if _MODEL.fullmatch(model) is None:
+        raise typer.BadParameter(
+            f"{model!r} is no model name; write 1 to 64 of a-z, 0-9, '.', '_' and '-', like digits",
+            param_hint="--model",
+        )
+    with argument("--licence-text", "leave out control characters"):
+        fields.prose(licence_text, "the licence text")
+
+
+def _decrypt_all(sealed: "SealedPackage", keys: "PackageSecrets") -> None:
     opened = sealed.unlock(keys.content_key)
     for part in opened.tensors:
         opened.read_tensor_into(part.name, memoryview(bytearray(part.size)))
     opened.read_program()
+    for tier in range(1, 1 + (0 if keys.tier_key is None else keys.tier_key.tier)):
+        assert keys.tier_key is not None
+        opened.read_patch(keys.tier_key.at(tier))

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tessera.keystore.errors import Denied, Malformed, NotFound, WrongKey
+from tessera.cli import kinds
+from tessera.cli.reading import reading
+from tessera.keystore.errors import Denied, Malformed, WrongKey
 from tessera.keystore.secrets import Passphrase
 
 ENVIRONMENT = "TESSERA_PASSPHRASE"
 MAX_FILE_BYTES = 4096
-_HOW_TO_WRITE = "write the passphrase into it, mode 0600"
-_HOW_TO_WRITE = "write the passphrase into it, mode 0600"
 
 
 def given(file: Path | None) -> Passphrase | None:
@@ -51,18 +51,16 @@ def lazily(what: str, file: Path | None = None) -> Callable[[], Passphrase]:
 
 
 def _from_file(file: Path) -> Passphrase:
-    try:
+    with reading(file, kinds.PASSPHRASE):
         with file.open("rb") as stream:
             exposed = os.fstat(stream.fileno()).st_mode & 0o077 and not _is_credential(file)
             raw = stream.read(MAX_FILE_BYTES + 3)
-    except FileNotFoundError:
-        raise NotFound(f"there is no passphrase file {file}", remedy=_HOW_TO_WRITE) from None
-    if exposed:
-        raise Denied(f"others may read {file}", reason="key-file-exposed", remedy=f"chmod 600 {file}")
-    raw = raw.removesuffix(b"\n").removesuffix(b"\r")
-    if not 0 < len(raw) <= MAX_FILE_BYTES:
-        raise Malformed(f"{file} does not hold 1 to {MAX_FILE_BYTES} bytes of passphrase", remedy=_HOW_TO_WRITE)
-    return Passphrase(raw)
+        if exposed:
+            raise Denied(f"others may read {file}", reason="key-file-exposed", remedy=f"chmod 600 {file}")
+        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+        if not 0 < len(raw) <= MAX_FILE_BYTES:
+            raise Malformed(f"{file} does not hold 1 to {MAX_FILE_BYTES} bytes of passphrase")
+        return Passphrase(raw)
 
 
 def _is_credential(file: Path) -> bool:

@@ -1,20 +1,25 @@
 """`tessera licence revoke`: add licences to the vendor's signed, numbered list, and give the list to a node."""
 
 import os
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tessera.cli import console
+from tessera.cli import console, kinds
+from tessera.cli.loading import new_file
 from tessera.cli.options import IssuerKey, JsonFlag, PassphraseFile
-from tessera.keystore.errors import Malformed
+from tessera.cli.reading import argument, reading
+from tessera.keystore.errors import Malformed, NotFound
 
 if TYPE_CHECKING:
     from tessera.keystore.revocation import RevocationList
 
 MAX_LIST_BYTES = 4 * 1024 * 1024
+_LICENCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def revoke(
@@ -39,12 +44,14 @@ def revoke(
 
     signer = loading.identity(issuer, "issuer", passphrase_file)
     trusted = {signer.public.key_id: signer.public.verify_key}
-    current = revocation.verify(_read(list_file), trusted) if list_file.exists() else None
+    current = _current(list_file, trusted)
     now_s = int(time.time())
     revoked = dict(current.revoked) if current else {}
     for licence_id in map(_licence_id, licence_ids):
         revoked.setdefault(licence_id, revocation.Revocation(now_s, reason))
-    updated = revocation.issue(number=current.number + 1 if current else 1, revoked=revoked, issuer=signer, now_s=now_s)
+    number = current.number + 1 if current else 1
+    with argument("--reason", "give 1 to 128 printable characters"):
+        updated = revocation.issue(number=number, revoked=revoked, issuer=signer, now_s=now_s)
     revocation.supersede(current, updated)
     _replace(list_file, updated)
     closed = node.apply_revocations(keystore, updated) if keystore is not None else None
@@ -60,18 +67,40 @@ def revoke(
 
 def _licence_id(text: str) -> str:
     """Return the id in a licence file, or `text` itself where there is no such file."""
-    from tessera.keystore.licence import parse_without_verification, read_licence_file
+    from tessera.cli.loading import licence_file
+    from tessera.keystore.licence import parse_without_verification
 
     path = Path(text)
-    return parse_without_verification(read_licence_file(path).licence).licence_id if path.is_file() else text
+    if _names_a_file(path):
+        return parse_without_verification(licence_file(path).licence).licence_id
+    if _LICENCE_ID.fullmatch(text) is None:
+        raise NotFound(
+            f"there is no licence file at {text[:200]!r}, and that is no licence id either",
+            remedy="give a licence file, or the id that `tessera licence inspect` shows",
+        )
+    return text
 
 
-def _read(path: Path) -> str:
-    with path.open("rb") as stream:
-        raw = stream.read(MAX_LIST_BYTES + 1)
-    if len(raw) > MAX_LIST_BYTES or not raw.isascii():
-        raise Malformed(f"{path} is no revocation list")
-    return raw.decode("ascii").strip()
+def _names_a_file(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # longer than a path may be, or with a zero byte
+        return False
+
+
+def _current(path: Path, trusted: Mapping[str, bytes]) -> "RevocationList | None":
+    """Return the list at `path`, None when there is none yet."""
+    from tessera.keystore import revocation
+
+    if not path.exists():
+        new_file(path)
+        return None
+    with reading(path, kinds.REVOCATIONS):
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_LIST_BYTES + 1)
+        if len(raw) > MAX_LIST_BYTES or not raw.isascii():
+            raise Malformed(f"not at most {MAX_LIST_BYTES} ASCII characters")
+        return revocation.verify(raw.decode("ascii").strip(), trusted)
 
 
 def _replace(path: Path, updated: "RevocationList") -> None:

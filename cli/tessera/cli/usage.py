@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessera.cli import console
+from tessera.cli import console, kinds
 from tessera.cli.options import JsonFlag, KeystoreOption, PassphraseFile, format_moment
+from tessera.cli.reading import reading
 
 if TYPE_CHECKING:
     from tessera.keystore.store import Store
@@ -37,9 +38,9 @@ def export(
 ) -> None:
     """Write every usage record and the node's signature over their chain, for offline verification."""
     from tessera.cli import admin
-    from tessera.cli.loading import refuse_existing
+    from tessera.cli.loading import new_file
 
-    refuse_existing(out)
+    new_file(out)
     if admin.server_is_running(keystore):
         count = export_from_server(keystore, out)
     else:
@@ -58,13 +59,13 @@ def verify(
     from tessera.cli import loading
 
     public = loading.public_identity(node, "node")
-    loading.existing(file, "usage export or receipt")
-    token = _receipt_token(file)
-    document = (
-        verified_receipt(token, public.key_id, public.verify_key)
-        if token is not None
-        else verified_export(file, public.key_id, public.verify_key)
-    )
+    with reading(file, kinds.USAGE):
+        token = _receipt_token(file)
+        document = (
+            verified_receipt(token, public.key_id, public.verify_key)
+            if token is not None
+            else verified_export(file, public.key_id, public.verify_key)
+        )
     console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
 
 

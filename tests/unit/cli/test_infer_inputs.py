@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from support.cli import refusal
-from tessera.cli.infer import load_samples
+from tessera.cli.samples import load_samples
 from tessera.client import ModelContract, TensorContract
 from tessera.keystore.errors import Malformed
 

@@ -15,7 +15,6 @@ from tessera.cli.demo import buyers, ledger, refusals, vendor
 from tessera.cli.demo.afterwards import commands_to_go_on
 from tessera.cli.demo.findings import Findings
 from tessera.cli.demo.server import ServerProcess, furnish, initialise
-from tessera.keystore.errors import Conflict
 
 ADA_QUOTA = 20_000
 BO_QUOTA = 200
@@ -107,8 +106,6 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         finally:
             shutil.rmtree(made, ignore_errors=True)
         return
-    if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        raise Conflict(f"{keep} exists and is not an empty folder", remedy="name a new folder")
     keep.mkdir(parents=True, exist_ok=True, mode=0o700)
     yield keep
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tessera.cli import console, issuing
 from tessera.cli.package import secrets_beside
-from tessera.cli.protect import run_training
+from tessera.cli.training import run_training
 from tessera.keystore.grant import save_package_secrets
 from tessera.keystore.identity import Identity, PublicIdentity
 from tessera.keystore.keyfile import save_identity, save_input_key

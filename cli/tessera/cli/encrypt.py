@@ -1,0 +1,126 @@
+"""`tessera protect encrypt`: lock the few weights that matter, and make licence tiers that are qualities."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tessera.cli import console, kinds
+from tessera.cli.options import MAX_SEED, JsonFlag, PassphraseFile
+from tessera.cli.protect import DataOption
+from tessera.cli.reading import argument, reading
+from tessera.keystore.errors import ApiMisuse, Malformed, NotFound
+
+if TYPE_CHECKING:
+    from tessera.protect import Split
+
+
+def encrypt(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `tessera protect train` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the new bundle; never replaced.")],
+    recipe: Annotated[str | None, typer.Option(help="Recipe whose data the tiers are measured on.")] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=".npz with `images` uint8 (N, C, H, W) and `labels` (N,) in place of a recipe: even samples are used "
+            "to choose, odd ones to measure.",
+        ),
+    ] = None,
+    data: DataOption = None,
+    budget: Annotated[float, typer.Option(help="Share of the units to encrypt, above 0 and at most 1.")] = 0.08,
+    tiers: Annotated[
+        str, typer.Option(metavar="FRACTIONS", help="Share of the encrypted units that each tier gets back, rising.")
+    ] = "0,0.68,0.76,0.84,0.92,1.0",
+    layers: Annotated[str, typer.Option(help="Names of layers, or auto: every convolution larger than 1x1.")] = "auto",
+    scope: Annotated[
+        str, typer.Option(help="layer: the budget holds in each layer; global: one ranking over all.")
+    ] = "layer",
+    scores: Annotated[
+        str, typer.Option(help="How units are ranked: pss, opening, gradient, fisher; random, descend, ascend, mean.")
+    ] = "opening",
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of pss for each layer (the paper: 26,000).")] = None,
+    decoys: Annotated[
+        str, typer.Option(help="What stands in their place: kernel (like its layer), or normal (the paper's).")
+    ] = "kernel",
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the ranking; decoys are always fresh.")] = 0,
+    key: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Input key, when the model was trained with one.")
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Encrypt the weights that matter most and measure what each licence tier is worth; the bundle stays secret."""
+    from tessera.cli import loading
+
+    loading.new_folder(out)
+    if (recipe is None) == (samples is None):
+        raise typer.BadParameter("give one of --recipe and --samples, to measure the tiers on")
+    input_key = loading.input_key(key, passphrase_file) if key is not None else None
+    from tessera.protect import read_bundle, write_bundle  # torch: after what is quick to refuse
+    from tessera.protect.selective import SHORT, Schedule, Settings, encrypt_bundle, parse_fractions
+
+    with argument("--tiers", only=(ApiMisuse,)):
+        fractions = parse_fractions(tiers)
+    settings = Settings(
+        budget=budget,
+        fractions=fractions,
+        layers=None if layers == "auto" else tuple(name.strip() for name in layers.split(",")),
+        scope=scope,  # type: ignore[arg-type]  # checked by make_plan
+        scores=scores,  # type: ignore[arg-type]  # checked by score_by
+        decoys=decoys,  # type: ignore[arg-type]  # checked by make_decoys
+        schedule=SHORT if steps is None else Schedule(steps=steps),
+        seed=seed,
+    )
+    with reading(bundle, kinds.BUNDLE):
+        found = read_bundle(bundle)
+    held = _from_recipe(recipe, data) if recipe is not None else _from_file(samples)
+    with console.progress("ranking units") as advance:
+        made = encrypt_bundle(found, held, settings, key=input_key, progress=advance)
+    write_bundle(made.bundle, out)
+    document = {"bundle": str(out), **made.report}
+    console.emit(document, as_json=as_json, show=lambda: _shown(str(out), made.report))
+    if made.report["lowest_is_useless"] is False:
+        console.note("The lowest tier is still better than guessing: raise --budget, or try --scope global.")
+    if not made.report["rising"]:
+        console.note("Two tiers measure the same or fall: use fewer tiers, or fractions further apart.")
+
+
+def _from_recipe(name: str, data: Path | None) -> "Split":
+    from tessera.protect import recipe as recipe_called
+
+    with argument("--recipe"):
+        return recipe_called(name).task(data).data
+
+
+def _from_file(path: Path | None) -> "Split":
+    import numpy as np
+    import torch
+
+    from tessera.protect import ArrayDataset, Split
+    from tessera.protect.data.npz import read_npz, take
+
+    assert path is not None
+    with argument("--samples", only=(Malformed, NotFound)):
+        arrays = read_npz(path)
+        images, labels = take(arrays, "images", path), take(arrays, "labels", path)
+        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != (len(images),) or len(images) < 2:
+            raise Malformed(f"{path} does not hold two or more uint8 images (N, C, H, W) with a label each")
+        if labels.dtype.kind not in "iu" or int(labels.min()) < 0:
+            raise Malformed(f"{path} holds labels that are no classes")
+    pixels, classes = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+    return Split(ArrayDataset(pixels[::2], classes[::2]), ArrayDataset(pixels[1::2], classes[1::2]))
+
+
+def _shown(out: str, report: dict[str, Any]) -> list[Any]:
+    encrypted, metric = report["encrypted"], report["metric"]
+    rows = [[entry["tier"], entry["name"], entry["fraction"], round(entry[metric], 4)] for entry in report["tiers"]]
+    lines = {
+        "bundle": out,
+        "units encrypted": encrypted["units"],
+        "share of the chosen layers": f"{encrypted['share_of_chosen_layers']:.2%}",
+        "share of the network": f"{encrypted['share_of_network']:.2%}",
+        "ranked in": f"{report['score_seconds']:.1f} s",
+        "measured on": f"{report['test_samples']} samples",
+    }
+    return [console.fields(lines), console.table(("tier", "name", "decrypted", metric), rows)]

@@ -1,0 +1,70 @@
+"""`tessera protect`: recipes and samples, options that change a run, and refusals that name what to do."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.cli import document, invoke, refusal
+from tessera.cli.training import format_remaining
+
+
+def test_recipes_say_what_they_need() -> None:
+    """The listing names data and duration of each, for a program and for a person."""
+    found = {entry["name"]: entry for entry in document("protect", "recipes")["recipes"]}
+    assert found["digits"]["needs"] is None
+    assert "CIFAR-10" in found["cifar10-fast"]["needs"]
+    assert all(entry["duration"] for entry in found.values())
+    shown = invoke("protect", "recipes").stdout
+    assert "needs" in shown
+    assert "duration" in shown
+
+
+def test_samples_are_spread_over_the_test_set(tmp_path: Path) -> None:
+    """As many as asked for, evenly; more than there are gives all."""
+    told = document("protect", "samples", "--recipe", "digits", "--count", 25, "--out", tmp_path / "some.npy")
+    images = np.load(tmp_path / "some.npy")
+    assert images.shape == (25, 1, 8, 8)
+    assert images.dtype == np.uint8
+    assert len(told["labels"]) == 25
+    document("protect", "samples", "--recipe", "digits", "--count", 5000, "--out", tmp_path / "all.npy")
+    assert len(np.load(tmp_path / "all.npy")) == 500
+
+
+@pytest.mark.slow
+def test_options_change_the_run(tmp_path: Path) -> None:
+    """Batch, rate, precision, compile and wrong keys of the command line stand in the report."""
+    told = document(
+        "protect", "train", "--recipe", "digits", "--epochs", 1, "--batch", 128, "--lr", 0.001,
+        "--precision", "bf16", "--no-compile", "--wrong-keys", 0, "--out", tmp_path / "bundle",
+    )  # fmt: skip
+    report = json.loads((tmp_path / "bundle" / "report.json").read_text())
+    assert [report[name] for name in ("batch", "learning_rate", "precision", "compile")] == [128, 0.001, "bf16", False]
+    assert told["accuracy"]["wrong_keys"] == 0
+    assert (tmp_path / "bundle" / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--recipe", "cifar10-fast"), "--data"),
+        (("--recipe", "digits", "--precision", "fp8"), "fp32, bf16, fp16-amp"),
+        (("--recipe", "digits", "--precision", "fp16-amp"), "fp16-amp is for CUDA"),
+        (("--recipe", "digits", "--device", "cuda:77"), "CUDA devices"),
+        (("--recipe", "digits", "--device", "abacus"), "is no device"),
+        (("--recipe", "digits", "--lr", "-1"), "learning_rate"),
+        (("--recipe", "letters"), "Choose one of"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[2:]) or value[1],
+)
+def test_refusals_say_what_to_do(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    """Missing data, a precision or device that is not there, and bad numbers are refused before any training."""
+    error = refusal("protect", "train", *options, "--out", tmp_path / "bundle")
+    assert said in f"{error['message']} {error['remedy']}"
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_times_to_wait() -> None:
+    """Seconds, minutes, hours."""
+    assert [format_remaining(seconds) for seconds in (4.2, 200, 4800)] == ["4 s", "3 min", "1 h 20 min"]
