@@ -25,7 +25,7 @@ from tessera.server.admission import Gate
 from tessera.server.boundary import Boundary
 from tessera.server.clock import SystemClock
 from tessera.server.config import Limits
-from tessera.server.engine import Executor, ModelDirectory, load_sealed
+from tessera.server.engine import Executor, ModelDirectory, load_variant
 from tessera.server.logs import configure_logging
 from tessera.server.metering import Meter
 from tessera.server.metrics import Metrics
@@ -66,8 +66,11 @@ class OpenGate:
         """Return the one session."""
         return self._permit.session
 
-    def admit(self, _token: str | None, _model: str, _version: str, _samples: int, _request_id: str) -> OpenPermit:
+    def admit(
+        self, _token: str | None, _model: str, _version: str, _samples: int, _request_id: str, *, tier: int | None
+    ) -> OpenPermit:
         """Return the one permit."""
+        del tier
         return self._permit
 
 
@@ -96,7 +99,7 @@ async def serve(folder: Path) -> None:
     models = ModelDirectory(
         packages=store.packages, issuers=store.issuers, content_key=lambda _: content_key,
         executor=executor, meter=meter, limits=limits, metrics=metrics, clock=clock,
-        loader=partial(load_sealed, arithmetic="fast"),
+        loader=partial(load_variant, arithmetic="fast"),
     )  # fmt: skip
     await models.ensure_loaded(package.package_id)
     gate = cast(Gate, OpenGate(package.package_id, package.model))

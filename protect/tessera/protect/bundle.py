@@ -3,6 +3,7 @@
     OUT/bundle.json            what the model takes and gives, its transform, digests of the other files
     OUT/program.pt2            the torch.export program without weights
     OUT/weights.safetensors    the plaintext weights, mode 0600: this file is the vendor's secret
+    OUT/tier-<n>.patch         the true weights that tier n adds to the tier below it, mode 0600; tiered bundles only
     OUT/report.json            what training measured, when the model was trained here
     OUT/curves.png             the same as a picture
 
@@ -24,6 +25,8 @@ from tessera.keystore import canonical
 from tessera.keystore._files import PRIVATE_MODE, PUBLIC_MODE, read_limited, write_atomically
 from tessera.keystore.errors import ApiMisuse, Malformed, Unavailable
 from tessera.keystore.package import TensorSpec, fields
+from tessera.keystore.package.patches import decode_patch
+from tessera.keystore.tiers import MAX_TIERS
 from tessera.protect.export import check_no_nan, export_with_contract
 from tessera.protect.train import Trained
 from tessera.transforms import TransformSpec
@@ -40,10 +43,27 @@ _FIELDS = frozenset(
     {"format", "inputs", "outputs", "transform", "input_key_id", "quality", "max_batch", "torch_version"}
     | {"program_sha256", "weights_sha256"}
 )
+_TIER_FIELDS = frozenset({"name", "quality", "patch_sha256"})
 _DATATYPES: Final = {
     torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16", torch.float64: "FP64", torch.int64: "INT64",
     torch.int32: "INT32", torch.int16: "INT16", torch.int8: "INT8", torch.uint8: "UINT8", torch.bool: "BOOL",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BundleTier:
+    """One quality of a model that was encrypted selectively. Construction raises `Malformed`, as `Bundle` does."""
+
+    name: str
+    quality: dict[str, float]
+    """What was measured for this tier, by name of the measure; finite."""
+    patch: bytes = field(repr=False)
+    """What it adds to the tier below, as `tessera.keystore.package.patches` writes it; secret."""
+
+    def __post_init__(self) -> None:
+        fields.text(self.name, fields.LABEL, "a tier's name")
+        _check_measures(self.quality)
+        decode_patch(self.patch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +80,9 @@ class Bundle:
     torch_version: str
     program: bytes = field(repr=False)
     tensors: dict[str, Tensor] = field(repr=False)
-    """Weights by name, contiguous on the CPU."""
+    """Weights by name, contiguous on the CPU; with tiers they are the public ones, decoys in place."""
+    tiers: tuple[BundleTier, ...] = ()
+    """Lowest first; all their patches together make the vendor's model. None: one quality, `tensors` as they are."""
     report: dict[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -70,20 +92,21 @@ class Bundle:
             fields.text(self.input_key_id, fields.HEX_32, "a bundle's input key id")
         fields.integer(self.max_batch, 1, 65_536, "a bundle's largest batch")
         fields.text(self.torch_version, fields.LABEL, "a bundle's torch version")
-        for measure, value in self.quality.items():
-            fields.text(measure, fields.LABEL, "a measure's name")
-            fields.number(value, "a measure")
+        _check_measures(self.quality)
+        if len(self.tiers) > MAX_TIERS or len({tier.name for tier in self.tiers}) != len(self.tiers):
+            raise Malformed(f"a bundle has at most {MAX_TIERS} tiers, each with its own name")
 
 
 def bundle_of(trained: Trained) -> Bundle:
     """Return what `train` gave, exported, in memory. Raises what `bundle_of_module` raises."""
-    measured = {name: value for name, value in trained.report["accuracy"].items() if isinstance(value, float)}
+    metric = trained.accuracy.metric
+    measured = {name: value for name, value in trained.report[metric].items() if isinstance(value, float)}
     return bundle_of_module(
         trained.model,
         trained.shape,
         transform=trained.transform,
         input_key_id=trained.input_key_id,
-        quality={f"accuracy_{name}": value for name, value in measured.items()},
+        quality={f"{metric}_{name}": value for name, value in measured.items()},
         max_batch=trained.max_batch,
         report=trained.report,
     )
@@ -136,6 +159,8 @@ def write_bundle(bundle: Bundle, folder: Path, *, curves: bytes | None = None) -
     weights = safetensors.torch.save(bundle.tensors)
     _write(folder / "weights.safetensors", weights, PRIVATE_MODE)
     _write(folder / "program.pt2", bundle.program, PUBLIC_MODE)
+    for number, tier in enumerate(bundle.tiers):
+        _write(_patch_path(folder, number), tier.patch, PRIVATE_MODE)
     if bundle.report is not None:
         _write(folder / "report.json", json.dumps(bundle.report, indent=1).encode() + b"\n", PUBLIC_MODE)
     if curves is not None:
@@ -152,7 +177,7 @@ def read_bundle(folder: Path) -> Bundle:
     claims = canonical.parse(
         read_limited(folder / "bundle.json", max_bytes=MAX_DOCUMENT_BYTES), max_bytes=MAX_DOCUMENT_BYTES
     )
-    if not isinstance(claims, dict) or claims.keys() != _FIELDS or claims["format"] != FORMAT:
+    if not isinstance(claims, dict) or claims.keys() - {"tiers"} != _FIELDS or claims["format"] != FORMAT:
         raise Malformed("bundle.json is not a bundle description of this version", remedy=_REMAKE)
     program = read_limited(folder / "program.pt2", max_bytes=MAX_PROGRAM_BYTES)
     weights = read_limited(folder / "weights.safetensors", max_bytes=MAX_WEIGHTS_BYTES, private=True)
@@ -169,6 +194,7 @@ def read_bundle(folder: Path) -> Bundle:
         torch_version=claims["torch_version"],
         program=program,
         tensors=_tensors(weights),
+        tiers=_tiers(folder, claims["tiers"]) if "tiers" in claims else (),
         report=_report(folder / "report.json"),
     )
 
@@ -177,7 +203,9 @@ _REMAKE = "Run `tessera protect train` again, or bundle the model again."
 
 
 def _document(bundle: Bundle, weights: bytes) -> dict[str, Any]:
+    tiers = [{"name": tier.name, "quality": tier.quality, "patch_sha256": _digest(tier.patch)} for tier in bundle.tiers]
     return {
+        **({"tiers": tiers} if tiers else {}),
         "format": FORMAT,
         "inputs": [spec.to_claims() for spec in bundle.inputs],
         "outputs": [spec.to_claims() for spec in bundle.outputs],
@@ -209,6 +237,29 @@ def _measures(value: Any) -> dict[str, float]:
     if not isinstance(value, dict):
         raise Malformed("a bundle's measures are not an object", remedy=_REMAKE)
     return value
+
+
+def _check_measures(quality: dict[str, float]) -> None:
+    for measure, value in quality.items():
+        fields.text(measure, fields.LABEL, "a measure's name")
+        fields.number(value, "a measure")
+
+
+def _patch_path(folder: Path, number: int) -> Path:
+    return folder / f"tier-{number}.patch"
+
+
+def _tiers(folder: Path, value: Any) -> tuple[BundleTier, ...]:
+    entries = fields.sequence(value, 1, MAX_TIERS, "a bundle's tiers")
+    return tuple(_tier(_patch_path(folder, number), entry) for number, entry in enumerate(entries))
+
+
+def _tier(path: Path, value: Any) -> BundleTier:
+    claims = fields.record(value, _TIER_FIELDS, "a bundle's tier")
+    patch = read_limited(path, max_bytes=MAX_WEIGHTS_BYTES, private=True)
+    if _digest(patch) != claims["patch_sha256"]:
+        raise Malformed(f"{path.name} is not the file that bundle.json names", remedy=_REMAKE)
+    return BundleTier(claims["name"], _measures(claims["quality"]), patch)
 
 
 def _tensors(raw: bytes) -> dict[str, Tensor]:

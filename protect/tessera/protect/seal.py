@@ -1,5 +1,6 @@
 """From a model to a sealed package: weights go through the cipher to the disk, never in plain (rule B-13)."""
 
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -10,9 +11,10 @@ from torch import Tensor
 from tessera.keystore.errors import ApiMisuse, Malformed, WrongKey
 from tessera.keystore.grant import PackageSecrets
 from tessera.keystore.identity import Signer
-from tessera.keystore.package import Algorithm, Draft, Manifest, Tier, write_package
+from tessera.keystore.package import Algorithm, Draft, Manifest, PatchEntry, Tier, decode_patch, write_package
 from tessera.keystore.proof import input_key_id
 from tessera.keystore.secrets import ContentKey, InputKey
+from tessera.keystore.tiers import TierKey
 from tessera.protect.bundle import Bundle, bundle_of, read_bundle
 from tessera.protect.export import check_no_nan
 from tessera.protect.train import Trained
@@ -72,15 +74,19 @@ def seal_bundle(
 ) -> tuple[Manifest, PackageSecrets]:
     """Seal a bundle, or the bundle in a folder, into the package `out` under a fresh content key.
 
-    `progress(done, total)` counts plaintext bytes. The secrets returned are the only copy of the content key: keep
-    them, since grants are written from them. Raises `ApiMisuse` when a keyed model comes without its input key or a
+    A bundle with tiers is sealed with a patch for each, under a fresh chain of tier keys. `progress(done, total)`
+    counts plaintext bytes. The secrets returned are the only copy of the keys: keep them, since grants are written from
+    them. Raises `ApiMisuse` when a keyed model comes without its input key or a
     plain one with a key, `WrongKey` when the key is not the one the model was trained with, `Malformed` for NaN
     weights, and what `read_bundle` and `write_package` raise.
     """
     found = read_bundle(bundle) if isinstance(bundle, Path) else bundle
     _check_key(found, input_key)
     check_no_nan(found.tensors)
-    content_key = ContentKey.generate()
+    for tier in found.tiers:
+        check_no_nan({entry.tensor: _values(entry) for entry in decode_patch(tier.patch)})
+    content_key, package_id = ContentKey.generate(), secrets.token_hex(16)
+    tier_key = TierKey.generate(package_id, len(found.tiers)) if found.tiers else None
     manifest = write_package(
         out,
         _draft(found, model, version, licence_text),
@@ -89,10 +95,13 @@ def seal_bundle(
         issuer=issuer,
         content_key=content_key,
         created_at_s=int(now_s),
+        package_id=package_id,
         algorithm=algorithm,
+        patches=[tier.patch for tier in found.tiers],
+        tier_key=tier_key,
         progress=progress,
     )
-    return manifest, PackageSecrets(manifest.package_id, content_key, input_key)
+    return manifest, PackageSecrets(package_id, content_key, input_key, tier_key)
 
 
 def _check_key(bundle: Bundle, input_key: InputKey | None) -> None:
@@ -120,11 +129,18 @@ def _draft(bundle: Bundle, model: str, version: int, licence_text: str) -> Draft
         outputs=bundle.outputs,
         transform=None if bundle.transform is None else bundle.transform.to_json(),
         input_key_id=bundle.input_key_id,
-        tiers=(Tier(1, "full", bundle.quality),),
+        tiers=tuple(Tier(number, tier.name, tier.quality) for number, tier in enumerate(bundle.tiers, 1))
+        or (Tier(1, "full", bundle.quality),),
         max_batch=bundle.max_batch,
         torch_version=bundle.torch_version,
         licence_text=licence_text,
     )
+
+
+def _values(entry: PatchEntry) -> Tensor:
+    """Return the values of a patch in the dtype of their tensor."""
+    kind = next(kind for kind, name in SAFETENSORS_DTYPES.items() if name == entry.dtype)
+    return torch.frombuffer(bytearray(entry.values.tobytes()), dtype=kind)
 
 
 def _buffers(tensors: dict[str, Tensor]) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:

@@ -14,9 +14,7 @@ from tessera.keystore.package import ITEM_BYTES, Part, PatchEntry, check_patch, 
 from tessera.keystore.package.patches import MAGIC
 
 
-def entry(
-    tensor: str = "w", dtype: str = "F32", run: int = 9, units: tuple[int, ...] = (0, 2), **changes: Any
-) -> PatchEntry:
+def entry(tensor: str = "w", dtype: str = "F32", run: int = 9, units: Any = (0, 2), **changes: Any) -> PatchEntry:
     """Return an entry whose bytes follow a pattern."""
     size = len(units) * run * ITEM_BYTES.get(dtype, 0)
     given = {"units": np.array(units), "values": np.frombuffer(pattern(size, 3), np.uint8)} | changes
@@ -122,8 +120,9 @@ def test_what_no_patch_can_hold(changes: dict[str, Any]) -> None:
     """Names, dtypes, runs and units outside the rules are `Malformed` when the entry is made."""
     if "units" in changes:
         changes = {"units": np.array(changes["units"], np.int64), "values": np.zeros(36 * len(changes["units"]), "u1")}
+    given: dict[str, Any] = {"tensor": "w", "dtype": "F32", "run": 9, "units": np.array([1]), "values": bytes(36)}
     with pytest.raises(Malformed):
-        PatchEntry(**({"tensor": "w", "dtype": "F32", "run": 9, "units": np.array([1]), "values": bytes(36)} | changes))
+        PatchEntry(**(given | changes))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import hmac
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,9 +104,10 @@ def test_keys_of_a_chain_differ_and_give_nothing_above() -> None:
     for tier in (1, 2):
         with pytest.raises(WrongKey):
             TOP.at(tier).at(tier + 1)
-    for tier in (0, -1, 17, True, "1"):
+    strange: tuple[Any, ...] = (0, -1, 17, True, "1")
+    for value in strange:
         with pytest.raises(Malformed):
-            TOP.at(tier)  # type: ignore[arg-type]
+            TOP.at(value)
     assert TIER_SECRET.hex()[:8] not in repr(TOP)
 
 
@@ -248,7 +250,7 @@ def test_equal_patches_are_no_equal_parts(tmp_path: Path) -> None:
 
 def test_an_authentic_patch_for_other_tensors_is_malformed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a careless vendor's tool might sign is refused by the reader too, before anything is written."""
-    stray = encode_patch([PatchEntry("conv.weight", "F32", 4, np.array([9]), bytes(16))])
+    stray = encode_patch([PatchEntry("conv.weight", "F32", 4, np.array([9], np.uint32), np.zeros(16, np.uint8))])
     monkeypatch.setattr("tessera.keystore.package.writer.check_patch", lambda entries, tensors: None)
     package = small_tiers(tmp_path / "a.tessera", patches=(SMALL_PATCHES[0], SMALL_PATCHES[1], stray))
     with open_package(package.path, package.issuers) as sealed:
@@ -350,7 +352,7 @@ def test_claims_of_parts_are_exact() -> None:
         ({"weights": SMALL_WEIGHTS[1:]}, Malformed),
     ],
 )
-def test_what_the_writer_refuses(tmp_path: Path, changes: dict[str, object], error: type[TesseraError]) -> None:
+def test_what_the_writer_refuses(tmp_path: Path, changes: dict[str, Any], error: type[TesseraError]) -> None:
     """Keys, tiers and patches that do not belong together leave no file."""
     with pytest.raises(error):
         small_tiers(tmp_path / "a.tessera", **changes)

@@ -170,7 +170,7 @@ def test_damaged_bundles(bundle: Bundle, tmp_path: Path) -> None:
     "field, value",
     [
         ("format", "tessera-bundle/2"), ("inputs", []), ("inputs", "x"), ("outputs", [{}]), ("outputs", None),
-        ("transform", [{"kind": "ffx", "block": 4}]), ("transform", None), ("transform", 4), ("input_key_id", 5),
+        ("transform", [{"kind": "rot", "block": 4}]), ("transform", None), ("transform", 4), ("input_key_id", 5),
         ("input_key_id", None), ("quality", []), ("quality", {"a": "b"}), ("max_batch", 0), ("max_batch", True),
         ("max_batch", 1.5), ("max_batch", None), ("torch_version", 5), ("program_sha256", ""), ("weights_sha256", 4),
         ("extra", 1),

@@ -38,7 +38,8 @@ class Residual(nn.Module):
         x = torch.relu(self.stem_norm(self.stem(image.float() / 255)))
         y = self.deep_norm(self.deep(x)) + x
         y = torch.relu(y) + x.mean((2, 3), keepdim=True)
-        return self.last(y).contiguous().view(image.shape[0], 192)
+        flat: torch.Tensor = self.last(y).contiguous().view(image.shape[0], 192)
+        return flat
 
 
 WIDE = (TensorSpec("flat", "FP32", (-1, 192)),)
@@ -121,7 +122,8 @@ class Strided(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return every second value of the first sample's memory."""
-        return self.conv(image.float()).as_strided((2, 4), (4, 2))
+        strided: torch.Tensor = self.conv(image.float()).as_strided((2, 4), (4, 2))
+        return strided
 
 
 @pytest.mark.slow

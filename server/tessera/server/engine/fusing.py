@@ -49,7 +49,8 @@ class _Fold:
             gamma, beta, mean, variance = (None if value is None else value.double() for value in values[2:])
             assert mean is not None
             assert variance is not None
-            scale = (variance + float(self.norm.args[7])).rsqrt()  # type: ignore[arg-type] -- eps is a number
+            eps: Any = self.norm.args[7]
+            scale = (variance + float(eps)).rsqrt()
             scale = scale if gamma is None else scale * gamma
             shift = -mean if bias is None else bias.double() - mean
             bias = (shift * scale if beta is None else shift * scale + beta).to(weight.dtype)
@@ -130,7 +131,7 @@ def _foldable(fold: _Fold, state: Mapping[str, torch.Tensor]) -> bool:
         argument is None or _name(argument) in state
         for argument in (_argument(fold.convolution, 2), *(fold.norm.args[1:5] if fold.norm is not None else ()))
     )
-    return named and weight in state and state[weight].dtype is torch.float32
+    return named and weight is not None and weight in state and state[weight].dtype is torch.float32
 
 
 def _replace(
@@ -229,9 +230,9 @@ def _drop_unused(module: GraphModule) -> None:
 def _copy(graph: torch.fx.Graph) -> torch.fx.Graph:
     copied = torch.fx.Graph()
     copied.set_codegen(graph._codegen)
-    output = copied.graph_copy(graph, {}, return_output_node=True)
-    assert output is not None
-    value, original = output  # type: ignore[misc] -- graph_copy returns both when asked for the node
+    found: Any = copied.graph_copy(graph, {}, return_output_node=True)  # the value and the node, when asked for both
+    assert found is not None
+    value, original = found
     copied.output(value).meta.update(original.meta)
     return copied
 

@@ -1,0 +1,235 @@
+"""Taking a model apart and putting it together: bits come back, tiers grow, decoys tell nothing, masks invert."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tessera.keystore.errors import ApiMisuse, Malformed
+from tessera.keystore.package.patches import decode_patch
+from tessera.protect.selective import (
+    DECOYS,
+    DecoySeed,
+    Layer,
+    Normal,
+    Plan,
+    SecretStream,
+    apply,
+    auc,
+    baseline_scores,
+    choose,
+    layers_of,
+    localise,
+    make_decoys,
+    make_plan,
+    mask,
+    mask_error,
+    mean_auc,
+    same_bits,
+    split,
+    unmask,
+)
+
+SEED = DecoySeed(bytes(range(32)))
+FRACTIONS = (0.0, 0.4, 0.7, 1.0)
+
+
+def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """Return a network with a convolution, a 1x1 and a linear layer, in `dtype`."""
+    draws = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8 * 16, 6))
+    for value in model.parameters():
+        value.data = torch.randn(value.shape, generator=draws)
+    return model.to(dtype)
+
+
+def plan_for(model: nn.Module, budget: float = 0.4, fractions: tuple[float, ...] = FRACTIONS) -> Plan:
+    """Return a plan over all layers of `model`."""
+    layers = layers_of(model)
+    scores = baseline_scores(model.state_dict(), layers, "descend")
+    return make_plan(layers, layers, scores, budget=budget, fractions=fractions)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("decoys", DECOYS)
+def test_the_top_tier_is_the_model_to_the_bit(dtype: torch.dtype, decoys: str) -> None:
+    """In every dtype, negative zero included, through the bytes that packages carry; lower tiers are not."""
+    model = network(dtype)
+    with torch.no_grad():
+        model.get_parameter("0.weight")[:, :, 0, 0] = -0.0
+    state, plan = model.state_dict(), plan_for(model)
+    parts = split(state, plan, decoys, seed=SEED)  # type: ignore[arg-type]
+    increments = [decode_patch(patch) for patch in parts.patches]
+    assert same_bits(apply(parts.public, increments, 3), state)
+    assert [same_bits(apply(parts.public, increments, tier), state) for tier in range(3)] == [False] * 3
+    assert same_bits(apply(parts.public, increments, 0), parts.public)
+    assert not increments[0]
+
+
+def test_each_tier_has_its_units_and_no_others() -> None:
+    """After tier t exactly the units of E_t are true, and what was not selected never changed."""
+    model = network()
+    state, plan = model.state_dict(), plan_for(model)
+    parts = split(state, plan, seed=SEED)
+    for tier in range(plan.tiers):
+        found = apply(parts.public, parts.increments, tier)
+        for layer in plan.layers:
+            same = (layer.rows(found[layer.weight]) == layer.rows(state[layer.weight])).all(dim=1)
+            secret = np.setdiff1d(plan.selected()[layer.weight], plan.units(tier).get(layer.weight, []))
+            assert np.flatnonzero(~same.numpy()).tolist() == secret.tolist()
+    assert same_bits({"0.bias": parts.public["0.bias"]}, {"0.bias": state["0.bias"]})
+
+
+def test_the_caller_keeps_its_tensors() -> None:
+    """Neither taking apart nor putting together writes into what was given."""
+    model = network()
+    state, plan = {name: value.clone() for name, value in model.state_dict().items()}, plan_for(model)
+    parts = split(model.state_dict(), plan)
+    public = {name: value.clone() for name, value in parts.public.items()}
+    apply(parts.public, parts.increments, 3)
+    assert same_bits(state, model.state_dict())
+    assert same_bits(public, parts.public)
+
+
+def test_an_increment_for_another_model_is_refused() -> None:
+    """Another name, dtype or size, and a tier that is not there, are typed errors."""
+    plan = plan_for(network())
+    parts = split(network().state_dict(), plan)
+    for other in (
+        {},
+        {name: value.double() for name, value in parts.public.items()},
+        {**parts.public, "0.weight": torch.zeros(1, 1, 3, 3)},
+    ):
+        with pytest.raises(Malformed):
+            apply(other, parts.increments, 3)
+    for tier in (-1, 4):
+        with pytest.raises(ApiMisuse, match="tiers 0 to 3"):
+            apply(parts.public, parts.increments, tier)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    """NaN in a chosen layer stops the split before anything is made."""
+    model = network()
+    plan = plan_for(model)
+    with torch.no_grad():
+        model.get_parameter("4.weight")[0, 0] = torch.nan
+    with pytest.raises(Malformed, match=r"4\.weight"):
+        split(model.state_dict(), plan)
+
+
+@pytest.mark.parametrize("kind", DECOYS)
+def test_decoys_follow_their_seed_alone(kind: str) -> None:
+    """Same seed, same decoys; another seed or layer, others; without a seed they are fresh every time."""
+    model = network()
+    state, plan = model.state_dict(), plan_for(model)
+
+    def public(seed: DecoySeed | None) -> dict[str, Tensor]:
+        return split(state, plan, kind, seed=seed).public  # type: ignore[arg-type]
+
+    assert same_bits(public(SEED), public(SEED))
+    assert not same_bits(public(SEED), public(DecoySeed(bytes(32))))
+    assert not same_bits(public(None), public(None))
+
+
+def test_kernel_decoys_tell_nothing_about_the_secret_values() -> None:
+    """They are a function of the public units: other secret values, same public file."""
+    model = network()
+    plan = plan_for(model)
+    first = split(model.state_dict(), plan, seed=SEED).public
+    with torch.no_grad():
+        for layer in plan.layers:
+            weight = dict(model.named_parameters())[layer.weight]
+            layer.rows(weight)[torch.from_numpy(plan.selected()[layer.weight])] *= -3.5
+    assert same_bits(first, split(model.state_dict(), plan, seed=SEED).public)
+
+
+def test_a_layer_that_is_encrypted_whole() -> None:
+    """Without public units decoys are what a fresh layer would hold, of finite and sensible size."""
+    layer = Layer("w", "conv", (64, 16, 3, 3))
+    rows = np.random.default_rng(0).standard_normal((layer.count, 9))
+    made = make_decoys("kernel", layer, rows, np.ones(layer.count, dtype=bool), SEED)
+    assert made.std() == pytest.approx((2 / 144) ** 0.5, rel=0.02)
+    with pytest.raises(ApiMisuse):
+        make_decoys("kernel", layer, rows[:5], np.ones(5, dtype=bool), SEED)
+    with pytest.raises(ApiMisuse, match="no decoys"):
+        make_decoys("zero", layer, rows, np.ones(layer.count, dtype=bool), SEED)  # type: ignore[arg-type]
+
+
+def test_the_stream_is_uniform_and_bound_to_seed_and_label() -> None:
+    """Uniforms in the open interval with the right moments, normals too, integers in range; labels separate."""
+    stream = SecretStream(SEED, "a")
+    uniforms, normals = stream.uniforms(50_000), stream.normals(50_000)
+    assert 0 < uniforms.min() < uniforms.max() < 1
+    assert uniforms.mean() == pytest.approx(0.5, abs=0.005)
+    assert normals.mean() == pytest.approx(0, abs=0.02)
+    assert normals.std() == pytest.approx(1, abs=0.02)
+    assert set(stream.integers(1000, 3)) == {0, 1, 2}
+    assert not np.array_equal(SecretStream(SEED, "b").uniforms(4), uniforms[:4])
+    assert np.array_equal(SecretStream(SEED, "a").uniforms(4), uniforms[:4])
+    assert not np.array_equal(stream.uniforms(4), uniforms[:4])
+
+
+def smooth_model() -> tuple[Mapping[str, Tensor], Plan]:
+    """Return a layer of smooth, heavy-tailed kernels as training makes them, and a plan for 8 % of them."""
+    rng = np.random.default_rng(3)
+    grid = np.stack(np.meshgrid(np.arange(3), np.arange(3)), -1).reshape(9, 2)
+    covariance = np.exp(-((grid[:, None] - grid[None]) ** 2).sum(-1) / 4) + 0.02 * np.eye(9)
+    kernels = rng.multivariate_normal(np.zeros(9), covariance, 64 * 64) * np.exp(rng.normal(0, 0.8, (4096, 1)))
+    layer = Layer("w", "conv", (64, 64, 3, 3))
+    state = {"w": torch.from_numpy(kernels).reshape(layer.shape).float()}
+    scores = {"w": torch.from_numpy(np.linalg.norm(kernels, axis=1))}
+    return state, make_plan([layer], [layer], scores, budget=0.08, fractions=(0, 1))
+
+
+@pytest.mark.slow
+def test_statistics_find_the_papers_decoys_and_not_ours() -> None:
+    """Smoothness and residual tests: AUC above 0.7 for independent normals, at most 0.6 for kernel decoys."""
+    state, plan = smooth_model()
+    paper = mean_auc(localise(split(state, plan, "normal", seed=SEED).public, plan), plan)
+    ours = mean_auc(localise(split(state, plan, "kernel", seed=SEED).public, plan), plan)
+    for test in ("smoothness", "residual"):
+        assert paper[test] > 0.7
+        assert 0.4 <= ours[test] <= 0.6
+    assert 0.4 <= ours["norm"] <= 0.6
+    assert mean_auc(localise(state, plan), plan)["norm"] > 0.95
+
+
+def test_localisation_where_a_test_does_not_apply() -> None:
+    """Single weights have no smoothness; layers encrypted whole or not at all are left out."""
+    model = network()
+    layers = layers_of(model)
+    scores = baseline_scores(model.state_dict(), layers, "descend")
+    plan = make_plan(layers, choose(layers, ["2"]), scores, budget=0.5, fractions=(0, 1))
+    found = localise(split(model.state_dict(), plan).public, plan)
+    assert found["2.weight"].keys() == {"norm", "channel", "place"}
+    whole = make_plan(layers, choose(layers, ["2"]), scores, budget=1.0, fractions=(0, 1))
+    assert localise(model.state_dict(), whole) == {}
+
+
+def test_auc() -> None:
+    """1 for a perfect score, 0.5 for a constant one, and both classes are needed."""
+    encrypted = np.array([True, False, True, False])
+    assert auc(np.array([2.0, 1, 3, 0]), encrypted) == 1
+    assert auc(np.zeros(4), encrypted) == 0.5
+    with pytest.raises(ApiMisuse):
+        auc(np.zeros(4), np.zeros(4, dtype=bool))
+
+
+def test_the_mask_keeps_the_distribution_and_inverts() -> None:
+    """Masked weights are distributed as their law, come back to float error, and not under another key."""
+    weights = np.random.default_rng(0).normal(0.02, 0.1, (400, 9))
+    law = Normal.of(weights)
+    masked = mask(weights, law, SEED, "w")
+    assert masked.mean() == pytest.approx(law.mean, abs=0.01)
+    assert masked.std() == pytest.approx(law.spread, rel=0.05)
+    assert abs(np.corrcoef(masked.reshape(-1), weights.reshape(-1))[0, 1]) < 0.06
+    assert np.abs(unmask(masked, law, SEED, "w") - weights).max() < 1e-10
+    assert np.abs(unmask(masked, law, DecoySeed(bytes(32)), "w") - weights).max() > 0.1
+    assert np.abs(unmask(masked, law, SEED, "v") - weights).max() > 0.1
+    error = mask_error(weights, SEED)
+    assert error["median"] < 1e-14
+    assert error["max"] < error["float32_max"]
+    with pytest.raises(Malformed):
+        Normal.of(np.ones((3, 3)))
