@@ -37,10 +37,10 @@ def test_options_change_the_run(tmp_path: Path) -> None:
     """Batch, rate, precision, compile and wrong keys of the command line stand in the report."""
     told = document(
         "protect", "train", "--recipe", "digits", "--epochs", 1, "--batch", 128, "--lr", 0.001,
-        "--precision", "bf16", "--no-compile", "--wrong-keys", 0, "--out", tmp_path / "bundle",
+        "--precision", "fp32", "--no-compile", "--wrong-keys", 0, "--out", tmp_path / "bundle",
     )  # fmt: skip
     report = json.loads((tmp_path / "bundle" / "report.json").read_text())
-    assert [report[name] for name in ("batch", "learning_rate", "precision", "compile")] == [128, 0.001, "bf16", False]
+    assert [report[name] for name in ("batch", "learning_rate", "precision", "compile")] == [128, 0.001, "fp32", False]
     assert told["accuracy"]["wrong_keys"] == 0
     assert (tmp_path / "bundle" / "curves.png").stat().st_size > 1000
 

@@ -88,12 +88,12 @@ def test_tier_keys_cannot_be_moved() -> None:
     assert caught.value.reason == "grant-mismatch"
 
 
+OTHER_TIERS: tuple[Any, ...] = (2.0, 0, 17, "2", True, None, [])
+OTHER_BOXES: tuple[Any, ...] = (1, "A=", "A" * 1000, None)
+
+
 @pytest.mark.parametrize(
-    "change",
-    [
-        *({"tier": value} for value in (2.0, 0, 17, "2", True, None, ())),
-        *({"tier_key_box": value} for value in (1, "A=", "A" * 1000, None)),
-    ],
+    "change", [*({"tier": value} for value in OTHER_TIERS), *({"tier_key_box": value} for value in OTHER_BOXES)]
 )
 def test_other_forms_are_malformed(change: dict[str, Any]) -> None:
     """Types and ranges are exact, and tier and key come together."""
