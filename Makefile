@@ -50,9 +50,11 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev ## Measure the appliance against the in-process limit; results under benchmarks/results/
+bench: $(VENV)/.dev ## Measure the appliance, loading, transforms and tiers; results under benchmarks/results/
 	$(BIN)/python -m benchmarks.appliance
 	$(BIN)/python -m benchmarks.package_load
+	$(BIN)/python -m benchmarks.transforms
+	$(BIN)/python -m benchmarks.tiers
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tessera.protect.audit.budget import Budget, Meter
 from tessera.protect.audit.measure import Fronted, reached
 from tessera.protect.audit.programs import ProgramModel
-from tessera.protect.audit.result import AttackResult, Row
+from tessera.protect.audit.result import NO_TIME, AttackResult, Row
 from tessera.protect.audit.subject import Sample, Subject, some
 from tessera.protect.audit.training import fit
 from tessera.protect.evaluate import LabelledImages
@@ -52,12 +52,13 @@ def run(
         rows.append(
             Row(
                 label=f"{count} labelled images",
-                score=score,
+                score=score if done else None,
                 at=count,
                 images=count,
                 work=done,
                 unit="training steps",
                 cut_short=done < budget.steps,
+                note="" if done else NO_TIME,
             )
         )
     return AttackResult(name=NAME, rows=tuple(rows), details={"adapter": form})

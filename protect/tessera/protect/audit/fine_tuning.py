@@ -11,7 +11,7 @@ from torch import nn
 
 from tessera.protect.audit.budget import Budget, Meter
 from tessera.protect.audit.measure import reached
-from tessera.protect.audit.result import AttackResult, Row
+from tessera.protect.audit.result import NO_TIME, AttackResult, Row
 from tessera.protect.audit.subject import Sample, Subject, some
 from tessera.protect.audit.training import fit
 from tessera.protect.evaluate import LabelledImages
@@ -38,24 +38,21 @@ def run(
             rows.append(Row(label=label, score=None, at=share, images=count, work=0, unit=_UNIT, note=note))
             continue
         own = some(sample.attacker, count, seed)
-        left = 2 * (len(SHARES) - at)
-        tuned, steps = _trained(subject, subject.victim(), own, sample, budget, meter.part(left), seed, device)
-        fresh, fresh_steps = _trained(
-            subject, subject.fresh(seed), own, sample, budget, meter.part(left - 1), seed, device
-        )
-        done = min(steps, fresh_steps)
-        note = "" if steps == fresh_steps else f"{steps} steps for the protected model, {fresh_steps} from scratch"
+        part = meter.part(2 * (len(SHARES) - at))
+        tuned, done = _trained(subject, subject.victim(), own, sample, budget, part, seed, device)
+        # As many steps from scratch, and they take as long: the comparison is fair where time cuts both short.
+        fresh, _ = _trained(subject, subject.fresh(seed), own, sample, budget, part, seed, device, exactly=done)
         rows.append(
             Row(
                 label=label,
-                score=tuned,
-                beside=fresh,
+                score=tuned if done else None,
+                beside=fresh if done else None,
                 at=share,
                 images=count,
                 work=done,
                 unit=_UNIT,
                 cut_short=done < budget.steps,
-                note=note,
+                note="" if done else NO_TIME,
             )
         )
     return AttackResult(name=NAME, rows=tuple(rows), details={"training": subject.training})
@@ -73,6 +70,7 @@ def _trained(
     meter: Meter,
     seed: int,
     device: torch.device,
+    exactly: int | None = None,
 ) -> tuple[float, int]:
     """Return (held-out score, steps done) of `model` after training on `own`."""
     model = model.to(device)
@@ -81,6 +79,6 @@ def _trained(
         weight.requires_grad_()
     done = fit(
         model, weights, own, steps=budget.steps, rate=LEARNING_RATE, seed=seed, meter=meter, device=device,
-        training=True, augment=subject.augment,
+        training=True, augment=subject.augment, exactly=exactly,
     )  # fmt: skip
     return reached(model, sample.held_out, device), done

@@ -1,7 +1,9 @@
 """What an attack found: rows of one form, so that the report shows attacks that it has never heard of."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+NO_TIME: Final = "not run: time ran out before it began"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,11 +29,12 @@ def fit(
     device: torch.device,
     training: bool,
     augment: Augmentation | PairAugmentation | None = None,
+    exactly: int | None = None,
 ) -> int:
     """Train the weights `trained` of `model` on `data` for `steps` batches; return how many there was time for.
 
     `training` is the mode of batch norms and dropout. The cosine is over the planned steps; where time cuts it short,
-    the rate is still high.
+    the rate is still high. With `exactly`, so many of the steps are done however long they take.
     """
     learner = torch.optim.Adam(trained, lr=rate)
     draws = torch.Generator().manual_seed(seed)
@@ -43,7 +44,7 @@ def fit(
         torch.manual_seed(seed)  # dropout draws from it
         model.train(training)
         for step in range(steps):
-            if meter.over:
+            if meter.over if exactly is None else step == exactly:
                 return step
             for group in learner.param_groups:
                 group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * step / steps))
