@@ -303,8 +303,9 @@ async def measure_serving(
         }
         for (kind, pack), found in sorted(rates.items(), key=lambda entry: (entry[0][1], entry[0][0]))
     ]
-    share = max(spread(rates["mixed", pack])["median"] / spread(rates["one tier", pack])["median"] for pack in (1, 4))
-    return rows, bar("a mixture of tiers against one tier, 32 in flight", "at least 0.9", share, share >= 0.9)
+    share = spread(rates["mixed", 4])["median"] / spread(rates["one tier", 4])["median"]
+    name = "a mixture of tiers against one tier, 32 in flight, 4 samples to a request"
+    return rows, bar(name, "at least 0.9", share, share >= 0.9)
 
 
 def main() -> None:
