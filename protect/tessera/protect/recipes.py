@@ -212,7 +212,7 @@ _TABLE: Final = (
         transform="shf:4",
         build=_cifar("cifar10-fast", FastNet, "enter", 3, epochs=8, batch=256, **_FAST),
         needs=_CIFAR,
-        duration="16 minutes on one core of an AMD EPYC (AVX2)",
+        duration="16 minutes of processor time on an AMD EPYC (AVX2), one thread",
     ),
     Recipe(
         name="cifar10-resnet18",
