@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INPUTS := pyproject.toml constraints.txt
+KERNEL := $(addprefix transforms/tessera/transforms/,_kernel.c _passing.h)
+INPUTS := pyproject.toml constraints.txt hatch_build.py $(KERNEL)
 ROOMS := proto client keystore transforms server protect cli
 
 .PHONY: help demo test lint check proto proto-check format bench clean
@@ -19,6 +20,7 @@ $(VENV)/.base: $(INPUTS)
 	@echo "installing pinned dependencies into $(VENV) (the first time takes a minute or two: PyTorch is large)"
 	$(PIP) install -q 'pip==26.3'
 	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	@$(BIN)/python -c 'from tessera.transforms import IMPLEMENTATION; print("transforms:", IMPLEMENTATION)'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base

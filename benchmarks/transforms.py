@@ -1,11 +1,12 @@
 """How fast keyed transforms are on one core, beside a bare copy, a bare `np.take` and a bare table lookup.
 
-    python -m benchmarks.transforms [--quick] [--rounds 15] [--json PATH]
+    python -m benchmarks.transforms [--quick] [--rounds 15] [--implementation numpy] [--json PATH]
 
 Inputs are random uint8 images, 1 and 32 at a time; every variant returns a new array. `np.take` gathers with an index
 made beforehand, `table[x]` is `np.take(table, x)`, the plain way to look bytes up in NumPy. Variants take turns, and
 ratios and bars are of the lowest times: what the code costs, not what else ran meanwhile (medians are beside them).
-`images last` is the layout (C, H, W, N), measured where there are 32 images.
+`images last` is the layout (C, H, W, N), measured where there are 32 images. All steps and stacks of a run are of one
+implementation: what is installed, or with `--implementation numpy` what is used where the extension was not built.
 """
 
 import argparse
@@ -20,7 +21,8 @@ import numpy as np
 
 from benchmarks._harness import bar, interleaved_seconds, print_bars, print_table, result_path, spread, write_result
 from tessera.keystore.secrets import InputKey
-from tessera.transforms import Transform, TransformSpec
+from tessera.transforms import IMPLEMENTATION, Transform, TransformSpec
+from tessera.transforms.compiled import Implementation
 
 SEED = 11
 SHAPES = ((3, 32, 32), (3, 224, 224), (3, 1080, 1920))
@@ -35,7 +37,9 @@ LEAST_SECONDS = 0.002
 Row = dict[str, Any]
 
 
-def variants_of(shape: tuple[int, int, int], images: int, block: int) -> dict[str, Callable[[], object]]:
+def variants_of(
+    shape: tuple[int, int, int], images: int, block: int, implementation: Implementation
+) -> dict[str, Callable[[], object]]:
     """Return what is timed for one shape, by name; each result is checked first."""
     random = np.random.default_rng(SEED)
     x = random.integers(0, 256, (images, *shape), dtype=np.uint8)
@@ -49,7 +53,7 @@ def variants_of(shape: tuple[int, int, int], images: int, block: int) -> dict[st
     }
     planes = np.ascontiguousarray(x.transpose(1, 2, 3, 0)) if images > 1 else None
     for text in (*STAGES, *STACKS):
-        lock = transform(text, block, shape)
+        lock = transform(text, block, shape, implementation=implementation)
         if not (lock.inverse(lock(x)) == x).all():
             raise SystemExit(f"{lock!r} is not undone by its inverse")
         name = text.format(m=block)
@@ -61,9 +65,16 @@ def variants_of(shape: tuple[int, int, int], images: int, block: int) -> dict[st
     return found
 
 
-def transform(text: str, block: int, shape: tuple[int, int, int], key: bytes = bytes(range(32))) -> Transform:
+def transform(
+    text: str,
+    block: int,
+    shape: tuple[int, int, int],
+    key: bytes = bytes(range(32)),
+    implementation: Implementation = IMPLEMENTATION,
+) -> Transform:
     """Return the transform of a text with `{m}` for the block size."""
-    return Transform(TransformSpec.parse_text(text.format(m=block)), InputKey(key), *shape)
+    spec = TransformSpec.parse_text(text.format(m=block))
+    return Transform(spec, InputKey(key), *shape, implementation=implementation)
 
 
 def repeated(run: Callable[[], object]) -> tuple[Callable[[], object], int]:
@@ -80,9 +91,11 @@ def repeated(run: Callable[[], object]) -> tuple[Callable[[], object], int]:
     return several, calls
 
 
-def measure(shape: tuple[int, int, int], images: int, block: int, rounds: int) -> list[Row]:
+def measure(
+    shape: tuple[int, int, int], images: int, block: int, rounds: int, implementation: Implementation
+) -> list[Row]:
     """Return the rows of one shape, batch and block size."""
-    timed = {name: repeated(run) for name, run in variants_of(shape, images, block).items()}
+    timed = {name: repeated(run) for name, run in variants_of(shape, images, block, implementation).items()}
     seconds = interleaved_seconds({name: run for name, (run, _) in timed.items()}, rounds)
     spreads = {name: spread([value / timed[name][1] for value in values]) for name, values in seconds.items()}
     lowest = {name: found["lowest"] for name, found in spreads.items()}
@@ -112,7 +125,7 @@ def slowest_stage(name: str, seconds: Mapping[str, float]) -> float:
     return max(seconds[stage] for stage in stages)
 
 
-def set_up_rows(rounds: int) -> list[Row]:
+def set_up_rows(rounds: int, implementation: Implementation) -> list[Row]:
     """Return how long a new key takes, and one that was used before."""
     rows = []
     for shape in SHAPES:
@@ -121,10 +134,10 @@ def set_up_rows(rounds: int) -> list[Row]:
             for number in range(rounds):
                 key = number.to_bytes(32, "big")
                 begin = time.perf_counter()
-                transform(text, 4, shape, key)
+                transform(text, 4, shape, key, implementation)
                 fresh.append(time.perf_counter() - begin)
             begin = time.perf_counter()
-            transform(text, 4, shape, key)
+            transform(text, 4, shape, key, implementation)
             again = time.perf_counter() - begin
             row = {"shape": "x".join(map(str, shape)), "variant": text.format(m=4)}
             rows.append(row | {"new key, ms": spread(fresh)["median"] * 1e3, "same key, ms": again * 1e3})
@@ -169,6 +182,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small images and few rounds: does it still run?")
     parser.add_argument("--rounds", type=int, default=15, help="rounds, in which the variants take turns")
+    parser.add_argument(
+        "--implementation", choices=sorted({"numpy", IMPLEMENTATION}), default=IMPLEMENTATION, help="what to measure"
+    )
     parser.add_argument("--json", type=Path, help="where to write the result instead of the recorded place")
     arguments = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -182,16 +198,18 @@ def main() -> None:
     rows: list[Row] = []
     for shape, images, block in cases:
         many = images * int(np.prod(shape)) > 1 << 26
-        rows += measure(shape, images, block, min(rounds, 5) if many else rounds)
+        rows += measure(shape, images, block, min(rounds, 5) if many else rounds, arguments.implementation)
         gc.collect()
-    set_up = [] if arguments.quick else set_up_rows(5)
+    set_up = [] if arguments.quick else set_up_rows(5, arguments.implementation)
     bars = bars_of(rows)
     print_table(rows)
     print_table(set_up)
     print_bars(bars)
-    config = {"rounds": rounds, "cores": cores[-1:], "quick": arguments.quick, "set_up": set_up}
-    recorded = None if arguments.quick else result_path("transforms", "speed")
-    write_result("speed", "transforms", config, rows, bars, [SEED], arguments.json or recorded)
+    config = {"implementation": arguments.implementation, "rounds": rounds, "cores": cores[-1:]}
+    config |= {"quick": arguments.quick, "set_up": set_up}
+    name = "speed" if arguments.implementation == IMPLEMENTATION else f"speed-{arguments.implementation}"
+    recorded = None if arguments.quick else result_path("transforms", name)
+    write_result(name, "transforms", config, rows, bars, [SEED], arguments.json or recorded)
 
 
 if __name__ == "__main__":

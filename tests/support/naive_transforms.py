@@ -178,8 +178,59 @@ def untransform_block(key: bytes, number: int, step: Step, channels: int, values
     return plain
 
 
+def isnn_signs(key: bytes, block: int, channels: int) -> list[int]:
+    """Return the pattern of a block, value by value in the order of rule T-10."""
+    return [-1 if lowered else 1 for lowered in mask(key, 0, ("isnn", block, False), channels)]
+
+
+@functools.cache
+def isnn_cells(key: bytes, block: int, channels: int) -> tuple[tuple[int, ...], ...]:
+    """Return for each channel the weights of the 2x2 cells of a block, row by row."""
+    cells = (block // 2) * (block // 2)
+    found = []
+    for channel in range(channels):
+        source = words(key, label(0, ("isnn", block, False), channels) + "/measure=" + str(channel))
+        order = list(range(cells))
+        i = cells - 1
+        while i >= 1:
+            word = next(source)
+            if word < 2**32 // (i + 1) * (i + 1):
+                j = word % (i + 1)
+                order[i], order[j] = order[j], order[i]
+                i -= 1
+        weights = [0] * cells
+        for place in range(cells // 2):
+            weights[order[place]] = 1
+            weights[order[cells // 2 + place]] = -1
+        found.append(tuple(weights))
+    return tuple(found)
+
+
+def isnn_block(key: bytes, block: int, epsilon: int, content: bool, channels: int, values: list[int]) -> list[int]:
+    """Return what an isnn step makes of one flattened block."""
+    turn = 1
+    if content:
+        total = 0
+        for position, value in enumerate(values):
+            channel, pixel = position % channels, position // channels
+            row, column = pixel // block, pixel % block
+            cell = row // 2 * (block // 2) + column // 2
+            total += isnn_cells(key, block, channels)[channel][cell] * value
+        turn = 1 if total >= 0 else -1
+    signs = isnn_signs(key, block, channels)
+    return [min(255, max(0, value + turn * sign * epsilon)) for value, sign in zip(values, signs, strict=True)]
+
+
+def _isnn(text: str, key: bytes, image: Image) -> Image:
+    parts = text.split(":")
+    block, epsilon, content = int(parts[1]), int(parts[2]), parts[3:] == ["content"]
+    return _each_block(image, block, functools.partial(isnn_block, key, block, epsilon, content, len(image)))
+
+
 def apply(text: str, key: bytes, image: Image) -> Image:
     """Return the transformed image."""
+    if text.startswith("isnn"):
+        return _isnn(text, key, image)
     for number, step in enumerate(parse(text)):
         image = _each_block(image, step[1], functools.partial(transform_block, key, number, step, len(image)))
     return image

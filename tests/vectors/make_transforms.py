@@ -18,10 +18,11 @@ TARGET = HERE / "transforms.json"
 SHORT_BYTES = 192
 
 ABOUT = (
-    "Keyed input transforms, docs/spec.md rules T-1 to T-19. `keys` names 32-byte keys in hex. Byte i of every input "
+    "Keyed input transforms, docs/spec.md rules T-1 to T-24. `keys` names 32-byte keys in hex. Byte i of every input "
     "image, flattened channel by channel, row by row, is (i * i + 7 * i + seed) mod 256. `output` is the transformed"
     "image in the same order in hex; images above 192 bytes have only its SHA-256. `tables` are those of an ffx step, "
-    "256 bytes in hex each: the one of a step without positions, or those of the first masked positions."
+    "256 bytes in hex each: the one of a step without positions, or those of the first masked positions. `isnn` holds "
+    "the signs of a block in the order of rule T-10 and, by content, the weights of its cells, channel by channel."
 )
 
 KEYS = {
@@ -55,6 +56,11 @@ CASES = [
     ("ffx:4:positions,ffx:2", 3, 8, 8), ("ffx:4,ffx:8:positions", 1, 8, 8), ("shf:16,np:4,ffx:8", 3, 32, 32),
     ("ffx:8:positions,ffx:4:positions,np:2,shf:8", 3, 8, 16),
     ("ffx:1,np:1,shf:1,ffx:2,np:2,shf:2,ffx:4,ffx:8", 3, 8, 8),
+    ("isnn:1:1", 3, 2, 2), ("isnn:2:8", 1, 4, 4), ("isnn:3:5", 3, 3, 6), ("isnn:4:12", 3, 32, 32),
+    ("isnn:8:64", 1, 8, 8), ("isnn:16:4", 3, 16, 32), ("isnn:28:12", 1, 28, 28), ("isnn:32:16", 4, 32, 64),
+    ("isnn:4:12:content", 1, 8, 8), ("isnn:4:12:content", 3, 8, 8), ("isnn:6:3:content", 1, 6, 12),
+    ("isnn:8:12:content", 3, 32, 32), ("isnn:8:12:content", 3, 8, 8), ("isnn:14:16:content", 1, 28, 28),
+    ("isnn:16:64:content", 3, 16, 32), ("isnn:32:1:content", 5, 32, 32),
 ]  # fmt: skip
 
 REFUSED_TEXTS = [
@@ -63,14 +69,16 @@ REFUSED_TEXTS = [
     "ffx:4:positions:",
     "ffx:positions", "shf:4:positions", "np:4:positions", "FFX:4", "ffx:33", "ffx:4 :positions",
     "xor:4", "shf:4\n",
-    "shf:\u0664", "shf:99999",
+    "shf:\u0664", "shf:99999", "isnn:8", "isnn:8:0", "isnn:8:65", "isnn:8:012", "isnn:8:12:", "isnn:8:12:fixed",
+    "isnn:8:content", "isnn:6:12:positions", "isnn:7:12:content", "isnn:2:12:content", "isnn:33:12", "shf:4:12",
+    "np:4:12:content", "ffx:4:content", "isnn:8:12,shf:4", "np:4,isnn:8:12", "isnn:8:12,isnn:8:12",
     "shf:4,np:4,shf:4,np:4,shf:4,np:4,shf:4,np:4,shf:4",
 ]  # fmt: skip
 
 REFUSED_SHAPES = [
     ("shf:4", 1, 6, 8), ("shf:4", 1, 8, 6), ("np:8", 3, 4, 4), ("shf:4,np:3", 1, 8, 8), ("shf:1", 1, 8, 8),
     ("shf:2", 0, 4, 4), ("shf:2", 1, 0, 4), ("shf:32", 65, 32, 32), ("ffx:4", 1, 6, 8), ("ffx:1", 1, 4, 4),
-    ("ffx:8:positions", 3, 8, 4),
+    ("ffx:8:positions", 3, 8, 4), ("isnn:8:12", 3, 12, 8), ("isnn:4:12:content", 1, 4, 6), ("isnn:1:12", 1, 4, 4),
 ]  # fmt: skip
 
 
@@ -111,6 +119,15 @@ def tables(block: int, channels: int, number: int, key_name: str, count: int) ->
     return named | {"masked": masked, "tables": [bytes(row).hex() for row in rows]}
 
 
+def isnn(block: int, channels: int, key_name: str) -> dict[str, Any]:
+    """Return the pattern and, where the form by content takes the block, the weights of one isnn step."""
+    signs = "".join("+" if sign > 0 else "-" for sign in naive.isnn_signs(KEYS[key_name], block, channels))
+    found: dict[str, Any] = {"block": block, "channels": channels, "key": key_name, "signs": signs}
+    if block >= 4 and block % 2 == 0:
+        found["cells"] = [list(weights) for weights in naive.isnn_cells(KEYS[key_name], block, channels)]
+    return found
+
+
 def document() -> dict[str, Any]:
     """Return the whole file."""
     names = list(KEYS)
@@ -126,6 +143,7 @@ def document() -> dict[str, Any]:
             tables(4, 1, 0, "alpha", 0), tables(2, 3, 2, "ones", 0), tables(2, 3, 2, "ones", 2),
             tables(4, 3, 0, "zeros", 3),
         ],
+        "isnn": [isnn(3, 1, "zeros"), isnn(4, 1, "alpha"), isnn(8, 3, "counting"), isnn(14, 1, "beta")],
         "vectors": [vector(*case, names[at % len(names)], at * 11 % 256) for at, case in enumerate(CASES)],
         "refused_texts": REFUSED_TEXTS,
         "refused_shapes": [{"spec": spec, "shape": list(shape)} for spec, *shape in REFUSED_SHAPES],

@@ -1,9 +1,11 @@
 """Keys that are nearly right: what a search has reached when part of the permutation or mask is still wrong.
 
 A real wrong key shares nothing with the right one (rule T-5), so nearness lives in what the key turns into: the
-permutation of a block, or the mask of the places that are inverted or replaced. The tables of `ffx` stay right.
+permutation of a block, the mask of the places that are inverted or replaced, or the signs of a pattern. The tables of
+`ffx` and the turns of an `isnn` stay right.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -13,7 +15,8 @@ from torch import Tensor
 
 from tessera.keystore.errors import ApiMisuse
 from tessera.keystore.secrets import InputKey
-from tessera.transforms import Step, TransformSpec, block_positions, mask, permutation
+from tessera.protect.perturbation_torch import TorchPerturbation, perturbed
+from tessera.transforms import Perturbation, Step, TransformSpec, block_positions, mask, permutation
 from tessera.transforms.passes import step_tables
 
 _FEWEST_MOVED: Final = 2
@@ -42,6 +45,11 @@ class NearKeyTransform:
             raise ApiMisuse(f"the share of a key that is wrong is above 0 and at most 1, not {share}")
         channels, height, width = shape
         draws = np.random.default_rng(seed)
+        if spec.perturbation is not None:
+            self._steps: Sequence[Callable[[Tensor], Tensor]] = [
+                _NearPattern(Perturbation.of(spec, key, *shape), shape, share, draws, device)
+            ]
+            return
         self._steps = [
             _NearStep(
                 torch.from_numpy(block_positions(channels, height, width, step.block)).to(device),
@@ -56,6 +64,29 @@ class NearKeyTransform:
         for step in self._steps:
             flat = step(flat)
         return flat.reshape(x.shape)
+
+
+class _NearPattern:
+    """An isnn on flattened images of which a share of the pattern's signs is turned; its turns stay right."""
+
+    def __init__(
+        self,
+        right: Perturbation,
+        shape: tuple[int, int, int],
+        share: float,
+        draws: np.random.Generator,
+        device: torch.device | str,
+    ) -> None:
+        self._shape = shape
+        self._right = TorchPerturbation(right, device)
+        signs = right.signs.reshape(-1).copy()
+        wrong = max(1, round(share * len(signs)))
+        signs[draws.permutation(len(signs))[:wrong]] *= -1
+        self._signs = torch.tensor(signs.reshape(right.signs.shape), dtype=torch.float32, device=device)
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        x = flat.reshape(-1, *self._shape)
+        return perturbed(x, self._signs, self._right.step.epsilon, self._right.bits(x)).reshape(flat.shape)
 
 
 class _NearStep:

@@ -5,6 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from tessera.protect.perturbation_torch import TorchPerturbation
 from tessera.transforms import Pass, Transform, TransformError
 
 LOOKUPS: Final = 1 << 24
@@ -20,7 +21,9 @@ class TorchTransform:
     def __init__(self, transform: Transform, device: torch.device | str = "cpu") -> None:
         self.transform = transform
         self.device = torch.device(device)
-        self._forwards = [_TorchPass(done, self.device) for done in transform.passes()]
+        found = transform.perturbation
+        self._perturbation = None if found is None else TorchPerturbation(found, self.device)
+        self._forwards = [] if found is not None else [_TorchPass(done, self.device) for done in transform.passes()]
         self._backwards: list[_TorchPass] | None = None
 
     def __repr__(self) -> str:
@@ -28,21 +31,30 @@ class TorchTransform:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the transformed copy of `x`: uint8 (N, C, H, W) on this device. Raises `TransformError` otherwise."""
+        if self._perturbation is not None:
+            self._check(x)
+            return self._perturbation(x)
         return self._run(self._forwards, x)
 
     def inverse(self, y: Tensor) -> Tensor:
-        """Return the copy of `y` that `self` would turn into `y`; same shapes and errors as calling it."""
+        """Return the copy of `y` that `self` would turn into `y`; same shapes and errors as calling it.
+
+        Raises `ApiMisuse` for an isnn, which cannot be undone.
+        """
         if self._backwards is None:
             self._backwards = [_TorchPass(done.inverse(), self.device) for done in reversed(self.transform.passes())]
         return self._run(self._backwards, y)
 
-    def _run(self, passes: "list[_TorchPass]", x: Tensor) -> Tensor:
+    def _check(self, x: Tensor) -> None:
         if x.dtype != torch.uint8 or x.ndim != 4 or tuple(x.shape[1:]) != self.transform.shape:
             shape = ", ".join(map(str, self.transform.shape))
             raise TransformError(
                 f"the transform needs a uint8 tensor (N, {shape}), not {x.dtype} {tuple(x.shape)}",
                 remedy="Give raw 0-255 pixels as one batch; the model scales and normalises inside.",
             )
+
+    def _run(self, passes: "list[_TorchPass]", x: Tensor) -> Tensor:
+        self._check(x)
         channels, height, width = self.transform.shape
         flat = x.reshape(len(x), channels * height * width)
         for done in passes:

@@ -1,5 +1,7 @@
 """The layout's price is one list written many times; these tests hold the copies together."""
 
+import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -77,10 +79,19 @@ def test_only_ffx_loads_cryptography() -> None:
     assert done.stdout.splitlines() == ["[]", "['cryptography']"]
 
 
+CODE = {".py", ".pyi", ".typed", ".proto", ".md", ".toml", ".json", ".txt", ".yaml", ".mako"}
+METADATA = {"PKG-INFO", "METADATA", "RECORD", "WHEEL", ".gitignore"}
+EXTENSION = "tessera/transforms/_kernel.abi3.so"
+
+
+def _unexpected(names: list[str], more: set[str]) -> list[str]:
+    return [name for name in names if Path(name).suffix not in CODE | more and Path(name).name not in METADATA]
+
+
 @pytest.mark.slow
 def test_built_archives_hold_code_only(tmp_path: Path) -> None:
     """Neither wheel nor sdist ships anything but code, stubs, protos and the readme: never a key or a deploy file."""
-    strays = [ROOT / "keystore/tessera/keystore/stray.pem", ROOT / "server/stray.key"]
+    strays = [ROOT / "keystore/tessera/keystore/stray.pem", ROOT / "server/stray.key", ROOT / "cli/tessera/stray.so"]
     for stray in strays:
         stray.write_text("canary")
     try:
@@ -89,14 +100,56 @@ def test_built_archives_hold_code_only(tmp_path: Path) -> None:
     finally:
         for stray in strays:
             stray.unlink()
-    names = [*_wheel_names(tmp_path), *_sdist_names(tmp_path)]
-    allowed = {".py", ".pyi", ".typed", ".proto", ".md", ".toml", ".json", ".txt", ".yaml", ".mako"}
-    metadata = {"PKG-INFO", "METADATA", "RECORD", "WHEEL", ".gitignore"}
-    unexpected = [name for name in names if Path(name).suffix not in allowed and Path(name).name not in metadata]
-    assert unexpected == []
+    wheel, sdist = _wheel_names(tmp_path), _sdist_names(tmp_path)
+    assert _unexpected([name for name in wheel if name != EXTENSION], set()) == []
+    assert _unexpected(sdist, {".c", ".h"}) == []
+    names = [*wheel, *sdist]
     assert not [name for name in names if "/deploy/" in name or ".venv" in name]
     for room in ("client", "server/services", "server/engine", "keystore/store/migrations/versions", "cli", "v1"):
         assert [name for name in names if f"tessera/{room}/" in name and name.endswith(".py")], room
+    sources = {path.name for path in _c_sources()}
+    assert sources | {"hatch_build.py"} <= {Path(name).name for name in sdist}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{}, {"TESSERA_KERNEL": "skip"}, {"CC": "/no/such/compiler"}], ids=str)
+def test_a_wheel_is_named_for_what_it_holds(tmp_path: Path, environment: dict[str, str]) -> None:
+    """With the extension a wheel is for one platform and Python 3.11 and later; without, for any, and it says so."""
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, check=True, text=True, env=os.environ | environment)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = EXTENSION in _wheel_names(tmp_path)
+    reports = (done.stdout + done.stderr).count("without the compiled")
+    assert (held, wheel.name.endswith("-py3-none-any.whl"), reports) in {(True, False, 0), (False, True, 1)}
+    assert held == ("-cp311-abi3-" in wheel.name)
+    assert not (held and environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{"TESSERA_KERNEL": "require"}, {"TESSERA_KERNEL": "maybe"}], ids=str)
+def test_a_build_that_must_have_the_extension(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Whoever requires the extension, or asks for something unknown, gets an error and no wheel."""
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    missing = {"CC": "/no/such/compiler"} | environment
+    done = subprocess.run(command, capture_output=True, check=False, text=True, env=os.environ | missing)
+    assert done.returncode != 0
+    assert "/no/such/compiler" in done.stderr or "'maybe'" in done.stderr
+    assert list(tmp_path.glob("*")) == []
+
+
+def test_make_builds_the_extension_again() -> None:
+    """A change of any C source, or of what builds it, makes `make` install again."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (kernel,) = re.findall(r"^KERNEL := \$\(addprefix (\S+),(.+)\)$", makefile, re.MULTILINE)
+    assert {f"{kernel[0]}{name}" for name in kernel[1].split()} == {
+        str(path.relative_to(ROOT)) for path in _c_sources()
+    }
+    (inputs,) = re.findall(r"^INPUTS := (.+)$", makefile, re.MULTILINE)
+    assert {"pyproject.toml", "hatch_build.py", "$(KERNEL)"} <= set(inputs.split())
+
+
+def _c_sources() -> list[Path]:
+    return [path for room in ROOMS for suffix in ("c", "h") for path in (ROOT / room).rglob(f"*.{suffix}")]
 
 
 def _wheel_names(folder: Path) -> list[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tessera.transforms import IMPLEMENTATION
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -22,5 +24,6 @@ def test_quick_run(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "result.json").read_text())
     assert set(result) == {"name", "area", "commit", "date", "machine", "versions", "seeds", "config", "rows", "bars"}
     assert {row["variant"] for row in result["rows"]} >= {"copy", "np.take", "table[x]", "ffx:4:positions"}
+    assert result["config"]["implementation"] == IMPLEMENTATION
     assert all(set(entry) == {"name", "bar", "observed", "ok"} for entry in result["bars"])
     assert sorted(results.glob("*")) == before

@@ -22,6 +22,7 @@ from tessera.transforms import (
     permutation,
     step_label,
 )
+from tessera.transforms.compiled import Implementation
 from tessera.transforms.passes import step_tables
 
 keys = st.binary(min_size=32, max_size=32).map(InputKey)
@@ -49,13 +50,17 @@ def pixels(shape: tuple[int, ...], seed: int) -> np.ndarray[Any, np.dtype[np.uin
 @settings(max_examples=80, deadline=None)
 @given(stack=stacks(), key=keys, count=st.integers(0, 3), seed=st.integers(0, 2**32 - 1))
 def test_inverse_and_naive(
-    stack: tuple[TransformSpec, tuple[int, int, int]], key: InputKey, count: int, seed: int
+    implementation: Implementation,
+    stack: tuple[TransformSpec, tuple[int, int, int]],
+    key: InputKey,
+    count: int,
+    seed: int,
 ) -> None:
     """The inverse undoes the transform, each image is what the naive implementation gives, in either layout."""
     spec, shape = stack
     batch = pixels((count, *shape), seed)
     before = batch.copy()
-    lock = Transform(spec, key, *shape)
+    lock = Transform(spec, key, *shape, implementation=implementation)
     locked = lock(batch)
     assert locked.dtype == np.uint8
     assert (lock.inverse(locked) == batch).all()
@@ -124,9 +129,11 @@ def test_refused_json(value: object) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_refused_arrays(array: Any) -> None:
+def test_refused_arrays(implementation: Implementation, array: Any) -> None:
     """Anything but uint8 of the set-up's shape is refused both ways, with the remedy (rule T-11)."""
-    lock = Transform(TransformSpec.parse_text("shf:4,np:4"), InputKey(bytes(32)), 1, 8, 8)
+    lock = Transform(
+        TransformSpec.parse_text("shf:4,np:4"), InputKey(bytes(32)), 1, 8, 8, implementation=implementation
+    )
     for direction in (lock, lock.inverse, lock.images_last):
         with pytest.raises(TransformError) as caught:
             direction(array)
@@ -134,9 +141,9 @@ def test_refused_arrays(array: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["shf:4", "np:2", "shf:4,np:2", "ffx:4", "np:4,ffx:2:positions"])
-def test_layouts_do_not_matter(text: str) -> None:
+def test_layouts_do_not_matter(implementation: Implementation, text: str) -> None:
     """Strided, reversed and read-only views give what their contiguous copy gives, contiguous."""
-    lock = Transform(TransformSpec.parse_text(text), InputKey(bytes(32)), 2, 8, 8)
+    lock = Transform(TransformSpec.parse_text(text), InputKey(bytes(32)), 2, 8, 8, implementation=implementation)
     wide = pixels((4, 2, 16, 16), 1)
     for view in (wide[:, :, ::2, 1::2], wide[::-1, ::-1, 8:, :8], wide.transpose(0, 1, 3, 2)[:, :, :8, :8]):
         view.flags.writeable = False
@@ -182,14 +189,16 @@ def test_a_stream_goes_on_past_one_segment() -> None:
     assert sorted(order.tolist()) == list(range(3072))
 
 
-def test_set_up_is_shared_and_shows_nothing() -> None:
+def test_set_up_is_shared_and_shows_nothing(implementation: Implementation) -> None:
     """Equal spec, key and shape share a read-only set-up, another key does not; no repr or cache key shows the key."""
     from tessera.transforms import apply
 
     key = InputKey(b"canary-key-that-must-not-be-seen")
     spec = TransformSpec.parse_text("shf:4,np:4,ffx:4")
-    first, second = Transform(spec, key, 3, 8, 8), Transform(spec, InputKey(key.reveal()), 3, 8, 8)
-    other = Transform(spec, InputKey(bytes(32)), 3, 8, 8)
+    first, second, other = (
+        Transform(spec, made, 3, 8, 8, implementation=implementation)
+        for made in (key, InputKey(key.reveal()), InputKey(bytes(32)))
+    )
     assert first._ready is second._ready
     assert (first.index != other.index).any()
     for done in first.passes():
@@ -221,11 +230,11 @@ LARGE = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("text", "shape"), LARGE, ids=str)
-def test_large_images(text: str, shape: tuple[int, int, int]) -> None:
+def test_large_images(implementation: Implementation, text: str, shape: tuple[int, int, int]) -> None:
     """Images of several strips and stacks of several passes are what the steps give one after the other."""
     key, spec = InputKey(bytes(range(32))), TransformSpec.parse_text(text)
     images = pixels((2, *shape), 9)
-    lock = Transform(spec, key, *shape)
+    lock = Transform(spec, key, *shape, implementation=implementation)
     locked = lock(images)
     assert (locked == step_by_step(spec, key, images)).all()
     assert (lock.inverse(locked) == images).all()
@@ -252,10 +261,11 @@ def step_by_step(spec: TransformSpec, key: InputKey, images: np.ndarray[Any, Any
     return images
 
 
-def test_a_stack_that_cancels_is_still_a_copy() -> None:
+def test_a_stack_that_cancels_is_still_a_copy(implementation: Implementation) -> None:
     """Where a key makes a step undo the one before, the result is an array of its own all the same."""
     spec = TransformSpec.parse_text("shf:1,shf:1")
-    locks = [Transform(spec, InputKey(bytes([index]) * 32), 2, 1, 1) for index in range(8)]
+    keys = [InputKey(bytes([index]) * 32) for index in range(8)]
+    locks = [Transform(spec, key, 2, 1, 1, implementation=implementation) for key in keys]
     images = pixels((3, 2, 1, 1), 4)
     same = [lock for lock in locks if (lock(images) == images).all()]
     assert same
@@ -264,12 +274,13 @@ def test_a_stack_that_cancels_is_still_a_copy() -> None:
         assert not np.shares_memory(lock.inverse(images), images)
 
 
-def test_arrays_that_others_read() -> None:
+def test_arrays_that_others_read(implementation: Implementation) -> None:
     """`index` and `xor` are the stack without ffx (rule T-14); with ffx `passes()` is (rule T-19)."""
     key, image = InputKey(bytes(range(32))), pixels((3, 8, 16), 2)
-    lock = Transform(TransformSpec.parse_text("shf:4,np:2"), key, 3, 8, 16)
+    lock = Transform(TransformSpec.parse_text("shf:4,np:2"), key, 3, 8, 16, implementation=implementation)
     assert (lock(image).reshape(-1) == image.reshape(-1)[lock.index] ^ lock.xor).all()
-    with_tables = Transform(TransformSpec.parse_text("np:8,shf:4,ffx:4:positions,np:2,ffx:8"), key, 3, 8, 16)
+    spec = TransformSpec.parse_text("np:8,shf:4,ffx:4:positions,np:2,ffx:8")
+    with_tables = Transform(spec, key, 3, 8, 16, implementation=implementation)
     with pytest.raises(ApiMisuse):
         _ = with_tables.xor
     (done,) = with_tables.passes()
@@ -281,14 +292,17 @@ def test_arrays_that_others_read() -> None:
     assert (with_tables(image).reshape(-1) == found).all()
 
 
-def test_ffx_changes_half_of_the_positions_only() -> None:
+def test_ffx_changes_half_of_the_positions_only(implementation: Implementation) -> None:
     """Values outside the mask pass unchanged; inside, every position is a permutation of all bytes (rule T-18)."""
-    lock = Transform(TransformSpec.parse_text("ffx:2:positions"), InputKey(bytes(range(32))), 1, 2, 2)
+    key = InputKey(bytes(range(32)))
+    lock = Transform(TransformSpec.parse_text("ffx:2:positions"), key, 1, 2, 2, implementation=implementation)
     every = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(256, 1, 1, 1), (256, 1, 2, 2))
     locked = lock(every).reshape(256, 4)
-    chosen = mask(InputKey(bytes(range(32))), 0, "ffx", 2, 1) != 0
+    chosen = mask(key, 0, "ffx", 2, 1) != 0
     assert (locked[:, ~chosen] == np.arange(256)[:, np.newaxis]).all()
     assert all(sorted(column.tolist()) == list(range(256)) for column in locked.T)
     assert (locked[:, chosen][:, 0] != locked[:, chosen][:, 1]).any()
-    one = Transform(TransformSpec.parse_text("ffx:2"), InputKey(bytes(range(32))), 1, 2, 2)(every).reshape(256, 4)
+    one = Transform(TransformSpec.parse_text("ffx:2"), key, 1, 2, 2, implementation=implementation)(every).reshape(
+        256, 4
+    )
     assert (one[:, chosen][:, 0] == one[:, chosen][:, 1]).all()

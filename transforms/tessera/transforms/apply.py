@@ -4,8 +4,10 @@ Setting up a stack costs milliseconds, applying it a memory pass or two; set-ups
 one-way digest of the key.
 """
 
+import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -14,8 +16,10 @@ from numpy.typing import NDArray
 from tessera.keystore.errors import ApiMisuse
 from tessera.keystore.kdf import derive
 from tessera.keystore.secrets import InputKey
+from tessera.transforms.compiled import IMPLEMENTATION, CompiledStack, Implementation
 from tessera.transforms.passes import Pass, fold
-from tessera.transforms.running import WHOLE_VALUES, PlaneRunner, Runner, over_image, strip_height
+from tessera.transforms.perturbation import FaintStack, Perturbation
+from tessera.transforms.running import NumpyStack, spread
 from tessera.transforms.spec import TransformError, TransformSpec
 
 MAX_IMAGE_VALUES: Final = 64 * 1024 * 1024
@@ -25,79 +29,66 @@ _CACHED: Final = 32
 _BYTE: Final = np.dtype(np.uint8)
 
 
-class _Ready:
-    """A stack that is set up, strip by strip; the way back is worked out when somebody first asks for it."""
+Run = Callable[[object], NDArray[np.uint8] | None]
 
-    def __init__(self, passes: tuple[Pass, ...], shape: tuple[int, int, int], rows: int) -> None:
-        channels, height, width = shape
-        self._passes, self._shape, self._rows = passes, shape, rows
-        self._strips = height // rows
-        self._size = channels * height * width
+
+class _Ready:
+    """A stack that is set up; the way back is worked out when somebody first asks for it."""
+
+    __slots__ = ("_back", "_implementation", "_passes", "_shape", "_unit", "images_last", "run")
+
+    def __init__(
+        self, passes: tuple[Pass, ...], unit: int, shape: tuple[int, int, int], implementation: Implementation
+    ) -> None:
+        self._passes, self._unit, self._shape, self._implementation = passes, unit, shape, implementation
         self._back: _Ready | None = None
-        self._sorted: list[PlaneRunner] | None = None
-        self._index: NDArray[np.int64] | None = None
-        self._flips: NDArray[np.uint8] | None = None
-        self._row: NDArray[np.uint8] | None = None
-        self._simple = len(passes) == 1 and passes[0].choice is None and self._size <= WHOLE_VALUES
-        if self._simple:
-            (done,) = self.over_image()
-            # A copy: `take` would make one of a read-only index every time.
-            self._index = None if done.index is None else done.index.copy()
-            self._flips = None if done.after is None else done.after.reshape(1, *shape)
-            self._row = None if done.after is None else done.after.reshape(1, -1)
-        self._runners = [] if self._simple else [Runner(done, channels, self._strips) for done in passes]
+        stack = (CompiledStack if implementation == "compiled" else NumpyStack)(passes, unit, shape)
+        self.run: Run = stack.run
+        self.images_last: Run = stack.images_last
 
     def back(self) -> "_Ready":
         if self._back is None:  # two threads may both work it out; they find the same
-            self._back = _Ready(tuple(done.inverse() for done in reversed(self._passes)), self._shape, self._rows)
+            passes = tuple(done.inverse() for done in reversed(self._passes))
+            self._back = _Ready(passes, self._unit, self._shape, self._implementation)
         return self._back
 
     def over_image(self) -> tuple[Pass, ...]:
-        return tuple(over_image(done, self._shape[0], self._strips) for done in self._passes)
-
-    def run(self, x: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if self._index is not None:
-            # Every index is inside; "wrap" is the quickest way to have that checked.
-            moved = x.reshape(-1, self._size).take(self._index, 1, None, "wrap")
-            if self._row is not None:
-                moved ^= self._row
-            return moved.reshape(x.shape)
-        if self._flips is not None:
-            return np.bitwise_xor(x, self._flips if x.ndim == 4 else self._flips[0], order="C")
-        if self._simple:
-            return x.copy()
-        flat = np.ascontiguousarray(x).reshape(-1, self._size)
-        for runner in self._runners:
-            flat = runner(flat)
-        return flat.reshape(x.shape)
-
-    def run_images_last(self, x: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if self._sorted is None:
-            self._sorted = [PlaneRunner(done) for done in self.over_image()]
-        planes = x.reshape(self._size, x.shape[3])
-        for runner in self._sorted:
-            planes = runner(planes)
-        return planes.reshape(x.shape)
+        return tuple(spread(done, self._unit, self._shape) for done in self._passes)
 
 
-def _prepare(spec: TransformSpec, key: InputKey, shape: tuple[int, int, int]) -> _Ready:
-    channels, height, width = shape
-    rows = strip_height([step.block for step in spec.steps], channels, height, width)
-    return _Ready(fold(spec, key, channels, rows, width), shape, rows)
+def _prepare(
+    spec: TransformSpec, key: InputKey, shape: tuple[int, int, int], implementation: Implementation
+) -> _Ready | FaintStack:
+    if spec.perturbation is not None:
+        return FaintStack(Perturbation.of(spec, key, *shape), shape)
+    unit = math.lcm(*(step.block for step in spec.steps))  # all tiles of this side are treated alike
+    return _Ready(fold(spec, key, shape[0], unit, unit), unit, shape, implementation)
 
 
 class Transform:
     """Applies `spec` under `key` to uint8 images of one `shape` (C, H, W); law: `t.inverse(t(x)) == x`, bit for bit.
 
-    Safe to share between threads. Raises `TransformError` when the spec does not fit the shape.
+    Safe to share between threads. `implementation` is for comparing the two, which give the same bits. Raises
+    `TransformError` when the spec does not fit the shape, `ApiMisuse` for `compiled` where the extension is not built.
     """
 
     __slots__ = ("_ready", "_run", "channels", "height", "shape", "spec", "width")
 
-    def __init__(self, spec: TransformSpec, key: InputKey, channels: int, height: int, width: int) -> None:
+    def __init__(
+        self,
+        spec: TransformSpec,
+        key: InputKey,
+        channels: int,
+        height: int,
+        width: int,
+        *,
+        implementation: Implementation = IMPLEMENTATION,
+    ) -> None:
+        if implementation not in ("numpy", IMPLEMENTATION):
+            raise ApiMisuse(f"transforms are numpy or {IMPLEMENTATION} here, not {implementation}")
         self.spec = spec
         self.channels, self.height, self.width = self.shape = channels, height, width
-        self._ready = _ready(spec, key, self.shape)
+        self._ready = _ready(spec, key, self.shape, implementation)
         self._run = self._ready.run
 
     def __repr__(self) -> str:
@@ -106,6 +97,11 @@ class Transform:
     def passes(self) -> tuple[Pass, ...]:
         """Return the whole stack as arrays over a flattened image, one pass after the other; as secret as the key."""
         return self._ready.over_image()
+
+    @property
+    def perturbation(self) -> Perturbation | None:
+        """The pattern of an isnn; None for the transforms that can be undone. As secret as the key."""
+        return self._ready.perturbation if isinstance(self._ready, FaintStack) else None
 
     @property
     def index(self) -> NDArray[np.int64]:
@@ -125,13 +121,14 @@ class Transform:
 
     def __call__(self, x: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the transformed copy of `x`: uint8, (C, H, W) or (N, C, H, W). Raises `TransformError` otherwise."""
-        self._check(x)
-        return self._run(x)
+        found = self._run(x)
+        return self._copied(self._run, x) if found is None else found
 
     def inverse(self, y: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the copy of `y` that `self` would turn into `y`; same shapes and errors as calling it."""
-        self._check(y)
-        return self._ready.back().run(y)
+        run = self._ready.back().run
+        found = run(y)
+        return self._copied(run, y) if found is None else found
 
     def images_last(self, x: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the transformed copy of `x`, uint8 (C, H, W, N): the layout in which moving values costs least.
@@ -139,10 +136,19 @@ class Transform:
         Whole rows of N bytes move instead of single ones; it pays from about 32 images on, for
         who has them in this order already.
         """
-        self._check(x, images_last=True)
-        return self._ready.run_images_last(x)
+        run = self._ready.images_last
+        found = run(x)
+        return self._copied(run, x, images_last=True) if found is None else found
 
-    def _check(self, x: NDArray[np.uint8], *, images_last: bool = False) -> None:
+    def _copied(self, run: Run, x: NDArray[np.uint8], *, images_last: bool = False) -> NDArray[np.uint8]:
+        """Return the run of a plain contiguous copy of `x`, once it is clear that it is uint8 of our shape."""
+        self._check(x, images_last)
+        found = run(np.ascontiguousarray(x))
+        if found is None:
+            raise AssertionError("uint8 of the right shape was refused")
+        return found
+
+    def _check(self, x: NDArray[np.uint8], images_last: bool) -> None:
         if isinstance(x, np.ndarray) and x.dtype == _BYTE:
             shape = x.shape
             if shape[:-1] == self.shape if images_last else shape[1:] == self.shape or shape == self.shape:
@@ -159,16 +165,18 @@ class Transform:
         )
 
 
-def _ready(spec: TransformSpec, key: InputKey, shape: tuple[int, int, int]) -> _Ready:
+def _ready(
+    spec: TransformSpec, key: InputKey, shape: tuple[int, int, int], implementation: Implementation
+) -> _Ready | FaintStack:
     """Return the composed stack from the cache, or build it; the key itself is never a cache key."""
     _check_shape(spec, shape)
-    cache_key = (spec, derive(key.reveal(), "tessera/v1/transform/cache", length=16), shape)
+    cache_key = (spec, derive(key.reveal(), "tessera/v1/transform/cache", length=16), shape, implementation)
     with _lock:
         found = _cache.get(cache_key)
         if found is not None:
             _cache.move_to_end(cache_key)
             return found
-    built = _prepare(spec, key, shape)
+    built = _prepare(spec, key, shape, implementation)
     with _lock:
         _cache[cache_key] = built
         while len(_cache) > _CACHED:
@@ -177,7 +185,9 @@ def _ready(spec: TransformSpec, key: InputKey, shape: tuple[int, int, int]) -> _
 
 
 _lock = threading.Lock()
-_cache: OrderedDict[tuple[TransformSpec, bytes, tuple[int, int, int]], _Ready] = OrderedDict()
+_cache: OrderedDict[tuple[TransformSpec, bytes, tuple[int, int, int], Implementation], _Ready | FaintStack] = (
+    OrderedDict()
+)
 
 
 def _check_shape(spec: TransformSpec, shape: tuple[int, int, int]) -> None:

@@ -1,15 +1,14 @@
-"""One pass over a batch, at the speed of NumPy's fastest primitives for it.
+"""Passes over a batch with NumPy alone, at the speed of its fastest primitives; compiled.py is faster where it can be.
 
 Moving is one `np.take`, inverting one XOR. A single table is `bytearray.translate`, the only lookup within reach that
 neither widens bytes to 64-bit indices nor compares its results; where the table does not apply is masked out
-afterwards. Several tables are one `np.take` from all of them. Every strip of an image is treated alike, so a set-up is
-that of one strip.
+afterwards. Several tables are one `np.take` from all of them. Every tile of an image is treated alike, so a set-up is
+spread from one tile over a strip of them that stays in the cache, and used for all strips.
 """
 
 import itertools
-import math
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Final, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from tessera.transforms.passes import Bytes, Pass, Places
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+_BYTE: Final = np.dtype(np.uint8)
 
 STRIP_VALUES: Final = 1 << 16
 """Most values of a strip, unless one row of blocks has more, and of several small images that are done together."""
@@ -26,9 +26,71 @@ WHOLE_VALUES: Final = 1 << 23
 """Most values of an image that is moved by one index of its own, 64 MiB, when the stack has no tables."""
 
 
-def strip_height(blocks: Sequence[int], channels: int, height: int, width: int) -> int:
-    """Return the rows of a strip: a divisor of `height` that all `blocks` divide, as large as `STRIP_VALUES` allows."""
-    unit = math.lcm(*blocks)
+class NumpyStack:
+    """Runs the `passes` of one `unit` x `unit` tile over images of `shape` (C, H, W).
+
+    `run` takes (C, H, W) or (N, C, H, W), `images_last` takes (C, H, W, N); both return a new contiguous array, or None
+    for what is not uint8 of such a shape.
+    """
+
+    def __init__(self, passes: Sequence[Pass], unit: int, shape: tuple[int, int, int]) -> None:
+        channels, height, width = shape
+        self._passes, self._unit, self._shape = passes, unit, shape
+        self._size = channels * height * width
+        self._sorted: list[PlaneRunner] | None = None
+        self._index: Places | None = None
+        self._flips: Bytes | None = None
+        self._row: Bytes | None = None
+        self._simple = len(passes) == 1 and passes[0].choice is None and self._size <= WHOLE_VALUES
+        self._runners: list[Runner] = []
+        if self._simple:
+            done = spread(passes[0], unit, shape)
+            # A copy: `take` would make one of a read-only index every time.
+            self._index = None if done.index is None else done.index.copy()
+            self._flips = None if done.after is None else done.after.reshape(1, *shape)
+            self._row = None if done.after is None else done.after.reshape(1, -1)
+        else:
+            rows = strip_height(unit, *shape)
+            strips = [spread(done, unit, (channels, rows, width)) for done in passes]
+            self._runners = [Runner(done, channels, height // rows) for done in strips]
+
+    def run(self, x: object) -> Bytes | None:
+        """Return the stack of one image or of many."""
+        if not (_is_bytes(x) and (x.shape == self._shape or x.shape[1:] == self._shape)):
+            return None
+        if self._index is not None:
+            # Every index is inside; "wrap" is the quickest way to have that checked.
+            moved = x.reshape(-1, self._size).take(self._index, 1, None, "wrap")
+            if self._row is not None:
+                moved ^= self._row
+            return moved.reshape(x.shape)
+        if self._flips is not None:
+            return np.bitwise_xor(x, self._flips if x.ndim == 4 else self._flips[0], order="C")
+        if self._simple:
+            return x.copy()
+        flat = np.ascontiguousarray(x).reshape(-1, self._size)
+        for runner in self._runners:
+            flat = runner(flat)
+        return flat.reshape(x.shape)
+
+    def images_last(self, x: object) -> Bytes | None:
+        """Return the stack of images that are last; what it needs is worked out when it is first called."""
+        if not (_is_bytes(x) and x.shape[:-1] == self._shape):
+            return None
+        if self._sorted is None:
+            self._sorted = [PlaneRunner(spread(done, self._unit, self._shape)) for done in self._passes]
+        planes = x.reshape(self._size, x.shape[3])
+        for runner in self._sorted:
+            planes = runner(planes)
+        return planes.reshape(x.shape)
+
+
+def _is_bytes(x: object) -> TypeGuard[Bytes]:
+    return isinstance(x, np.ndarray) and x.dtype == _BYTE
+
+
+def strip_height(unit: int, channels: int, height: int, width: int) -> int:
+    """Return the rows of a strip: a multiple of `unit` that divides `height`, as large as `STRIP_VALUES` allows."""
     units = height // unit
     fitting = [count for count in range(1, units + 1) if units % count == 0]
     return unit * max([count for count in fitting if channels * unit * count * width <= STRIP_VALUES], default=1)
@@ -106,15 +168,11 @@ class Runner:
 class PlaneRunner:
     """Runs a `Pass` over planes: uint8 (size, N), the N values of one place side by side.
 
-    Planes that are treated alike are brought together, treated, and taken to their places. A plane's kind is four times
-    its table, plus two if it is inverted before, plus one if it is inverted after.
+    Planes that are treated alike, of one kind, are brought together, treated, and taken to their places.
     """
 
     def __init__(self, done: Pass) -> None:
-        zeros = np.zeros(done.size, dtype=np.uint8)
-        before, after = (zeros if part is None else part for part in (done.before, done.after))
-        choice = zeros.astype(np.int64) if done.choice is None else done.choice.astype(np.int64)
-        kinds = choice * 4 + np.where(choice, before & 2 | after & 1, (before ^ after) & 1)
+        kinds = kinds_of(done)
         order = np.argsort(kinds, kind="stable")
         self._sources = order if done.index is None else done.index[order]
         self._targets = np.empty_like(order)
@@ -147,23 +205,34 @@ def _variant(table: Bytes, kind: int) -> Bytes:
     return np.invert(turned) if kind & 1 else turned
 
 
-def over_image(done: Pass, channels: int, strips: int) -> Pass:
-    """Return the pass over a whole image that does to each of its strips what `done` does to one."""
-    if strips == 1:
+def kinds_of(done: Pass) -> NDArray[np.int64]:
+    """Return how each value is treated: four times its table, plus 2 if inverted before and 1 if inverted after."""
+    zeros = np.zeros(done.size, dtype=np.uint8)
+    before, after = (zeros if part is None else part for part in (done.before, done.after))
+    choice = zeros.astype(np.int64) if done.choice is None else done.choice.astype(np.int64)
+    found: NDArray[np.int64] = choice * 4 + np.where(choice, before & 2 | after & 1, (before ^ after) & 1)
+    return found
+
+
+def spread(done: Pass, unit: int, shape: tuple[int, int, int]) -> Pass:
+    """Return the pass over (C, H, W) that does to each of its `unit` x `unit` tiles what `done` does to one."""
+    channels, height, width = shape
+    if height == width == unit:
         return done
-    part = done.size // channels
+    within, across = (channels, 1, unit, 1, unit), (channels, height // unit, unit, width // unit, unit)
     index = None
     if done.index is not None:
-        strip = _in_image(done.index, channels, strips).reshape(channels, 1, part)
-        index = (strip + np.arange(0, strips * part, part).reshape(1, strips, 1)).reshape(-1)
-    before, after = _tiled(done.before, channels, strips), _tiled(done.after, channels, strips)
-    choice = _tiled(done.choice, channels, strips)
-    return Pass(done.size * strips, index, before, after, done.tables, choice).frozen()
+        line, column = np.divmod(done.index, unit)
+        channel, row = np.divmod(line, unit)
+        corners = np.add.outer(np.arange(0, height * width, unit * width), np.arange(0, width, unit))
+        tile = ((channel * height + row) * width + column).reshape(within)
+        index = (tile + corners[np.newaxis, :, np.newaxis, :, np.newaxis]).reshape(-1)
 
+    def tiled(values: NDArray[_Scalar] | None) -> NDArray[_Scalar] | None:
+        return None if values is None else np.broadcast_to(values.reshape(within), across).reshape(-1)
 
-def _tiled(values: NDArray[_Scalar] | None, channels: int, strips: int) -> NDArray[_Scalar] | None:
-    """Return a strip's values for the whole image."""
-    return None if values is None else np.tile(values.reshape(channels, 1, -1), (1, strips, 1)).reshape(-1)
+    size = channels * height * width
+    return Pass(size, index, tiled(done.before), tiled(done.after), done.tables, tiled(done.choice)).frozen()
 
 
 def _in_image(index: Places, channels: int, strips: int) -> Places:

@@ -32,12 +32,17 @@ def permutation(key: InputKey, step_index: int, kind: Kind, block: int, channels
     2 … 65,536.
     """
     length = block_values(block, channels)
-    words = _words(key, step_label(step_index, kind, block, channels))
+    return np.array(draw_order(key, step_label(step_index, kind, block, channels), length), dtype=np.int64)
+
+
+def draw_order(key: InputKey, label: str, length: int) -> list[int]:
+    """Return the permutation of 0 … length-1 that the stream of `label` gives (rules T-6, T-7)."""
+    words = _words(key, label)
     order = list(range(length))
     for last in range(length - 1, 0, -1):
         chosen = _below(words, last + 1)
         order[last], order[chosen] = order[chosen], order[last]
-    return np.array(order, dtype=np.int64)
+    return order
 
 
 def mask(key: InputKey, step_index: int, kind: Kind, block: int, channels: int) -> NDArray[np.uint8]:

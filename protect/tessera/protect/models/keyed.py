@@ -68,9 +68,10 @@ def keyed(
     """Return `network` made fit for images under `spec`: its convolution called `first` becomes a `PatchStem`.
 
     `first` is the dotted name of the `nn.Conv2d` that sees the image; its stride becomes the stem's step. With FFX in
-    the spec a `ValueStem` stands in front and the result is a `ByteModel`. Raises `ApiMisuse` for another `first`.
+    the spec a `ValueStem` stands in front and the result is a `ByteModel`. An isnn leaves images as they are but for a
+    faint pattern, so for one the network stays as it is. Raises `ApiMisuse` for another `first`.
     """
-    if spec is None:
+    if spec is None or spec.perturbation is not None:
         return network
     found = dict(network.named_modules()).get(first)
     if not isinstance(found, nn.Conv2d) or found.in_channels != len(mean) or found.stride[0] != found.stride[1]:
