@@ -23,6 +23,7 @@ from support.models import seal
 from tessera.keystore import grant as grants
 from tessera.keystore import licence as licences
 from tessera.keystore import proof as proofs
+from tessera.keystore.copyright import CopyrightRecord, bound_key, buyer_input_key
 from tessera.keystore.grant import Grant, PackageSecrets
 from tessera.keystore.identity import Identity, PublicIdentity
 from tessera.keystore.keyfile import KdfCost
@@ -33,6 +34,7 @@ from tessera.keystore.secrets import InputKey, Passphrase
 from tessera.keystore.store import Store
 from tessera.server.app import Appliance
 from tessera.server.config import Limits, Settings
+from tessera.transforms import TransformSpec
 from tessera.v1 import admin_pb2_grpc, licensing_pb2, licensing_pb2_grpc
 
 PASSPHRASE = Passphrase(b"correct horse battery staple")
@@ -42,22 +44,41 @@ DAY_S = 86_400
 
 @dataclass(frozen=True)
 class Kind:
-    """One model to publish: plain inputs, or inputs under `keys.INPUT_KEY`; one tier, or the three of `tiers.TIERS`."""
+    """One model to publish: plain inputs, or inputs under `keys.INPUT_KEY`; one tier, or the three of `tiers.TIERS`.
+
+    With `records` the key is a master, and the model is for the buyers of `RECORDS`, under the transform isnn:4:12.
+    """
 
     model: str = "digits"
     version: int = 1
     keyed: bool = False
     tiered: bool = False
+    records: bool = False
 
     @property
     def input_key(self) -> InputKey | None:
         """The input key of the package."""
-        return keys.INPUT_KEY if self.keyed else None
+        return keys.INPUT_KEY if self.keyed or self.records else None
 
 
 PLAIN = Kind()
 KEYED = Kind(model="secret-digits", keyed=True)
 TIERED = Kind(tiered=True)
+RECORDED = Kind(model="named-digits", records=True)
+
+RECORDS = (CopyrightRecord("Acme", "Globex", "L-17"), CopyrightRecord("Acme", "Initech", "L-18"))
+"""Of the buyers that `RECORDED` is for."""
+FAINT = TransformSpec.parse_text("isnn:4:12")
+
+
+def bound_to(record: CopyrightRecord) -> InputKey:
+    """Return the bound key of a record under the master `keys.INPUT_KEY`."""
+    return bound_key(buyer_input_key(keys.INPUT_KEY, record), record)
+
+
+def terms_of(record: CopyrightRecord) -> Terms:
+    """Return terms of `RECORDED` for the buyer of a record."""
+    return Terms(RECORDED.model, input_key_id=proofs.input_key_id(bound_to(record)), copyright=record)
 
 
 @functools.cache
@@ -68,7 +89,13 @@ def sealed_bytes(kind: Kind) -> tuple[bytes, Manifest]:
         if kind.tiered:
             tiered = tiers.seal_tiered(Path(folder), model=kind.model, version=kind.version)
             return tiered.sealed.path.read_bytes(), tiered.sealed.manifest
-        sealed = seal(Path(folder), model=kind.model, version=kind.version, input_key_id=key_id)
+        if kind.records:
+            ids = tuple(sorted(proofs.input_key_id(bound_to(record)) for record in RECORDS))
+            sealed = seal(
+                Path(folder), model=kind.model, version=kind.version, input_key_ids=ids, transform=FAINT.to_json()
+            )
+        else:
+            sealed = seal(Path(folder), model=kind.model, version=kind.version, input_key_id=key_id)
         return sealed.path.read_bytes(), sealed.manifest
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from support import keys
-from tessera.protect.audit import Budget, Meter, Sample, Subject
+from tessera.protect.audit import Budget, Lock, Meter, Sample, Subject
 from tessera.protect.data import ArrayDataset
 from tessera.protect.models import BlockStem, PixelModel
 from tessera.transforms import TransformSpec
@@ -61,7 +61,8 @@ def subject(text: str) -> Subject:
             return PixelModel(nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)), (0.5,), (0.5,))
 
     return Subject(
-        name=f"by hand, {text}", victim=victim, fresh=fresh, shape=SHAPE, spec=spec, key=keys.INPUT_KEY,
+        name=f"by hand, {text}", victim=victim, fresh=fresh, shape=SHAPE,
+        lock=Lock(spec, keys.INPUT_KEY),
         classes=CLASSES, training="made by hand",
     )  # fmt: skip
 

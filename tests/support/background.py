@@ -21,9 +21,10 @@ from tessera.keystore.licence import LicenceFile
 
 
 class Background:
-    """Serves `PLAIN` and `KEYED` while it is entered."""
+    """Serves `kinds`, by default `PLAIN` and `KEYED`, while it is entered."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kinds: tuple[Kind, ...] = (PLAIN, KEYED)) -> None:
+        self._kinds = kinds
         self._ready, self._done = threading.Event(), threading.Event()
         self._folder = folder
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
@@ -40,7 +41,7 @@ class Background:
 
     async def _serve(self) -> None:
         try:
-            async with running(self._folder, (PLAIN, KEYED)) as site:
+            async with running(self._folder, self._kinds) as site:
                 self.site = site
                 self._ready.set()
                 await asyncio.to_thread(self._done.wait)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from support.keys import CONTENT_KEY, ISSUER, NOW_S
+from tessera.keystore.canonical import Json
 from tessera.keystore.package import Draft, Manifest, Part, TensorSpec, Tier, write_package
 from tessera.keystore.tiers import TierKey
 
@@ -103,6 +104,8 @@ def seal(
     outputs: Sequence[TensorSpec] = (LOGITS,),
     max_batch: int = 16,
     input_key_id: str | None = None,
+    input_key_ids: tuple[str, ...] = (),
+    transform: list[Json] | None = None,
     tiers: tuple[Tier, ...] = (Tier(1, "full", {}),),
     package_id: str | None = None,
     patches: Sequence[bytes] = (),
@@ -122,8 +125,9 @@ def seal(
             version=version,
             inputs=tuple(inputs),
             outputs=tuple(outputs),
-            transform=None,
+            transform=transform,
             input_key_id=input_key_id,
+            input_key_ids=input_key_ids,
             tiers=tiers,
             max_batch=max_batch,
             torch_version=torch.__version__.partition("+")[0],

@@ -5,10 +5,13 @@ from pathlib import Path
 
 from tessera.keystore import grant as grants
 from tessera.keystore import licence as licences
+from tessera.keystore.copyright import CopyrightRecord, bound_key, buyer_input_key
 from tessera.keystore.errors import Conflict, NotFound
+from tessera.keystore.grant import PackageSecrets
 from tessera.keystore.identity import Identity, PublicIdentity
 from tessera.keystore.licence import ExpiryPolicy, Licence, LicenceFile, Quota, Terms
 from tessera.keystore.package import Manifest
+from tessera.keystore.proof import input_key_id
 
 STOP = ExpiryPolicy("stop")
 
@@ -28,13 +31,16 @@ class Offer:
     sessions: int = 4
     tier: int | str | None = None
     expiry: ExpiryPolicy = STOP
+    record: CopyrightRecord | None = None
+    """The buyer's copyright record, for a package that was trained for records."""
     passphrase_file: Path | None = None
 
 
 def cut(offer: Offer, out: Path, *, issuer: Identity, now_s: int) -> Licence:
     """Issue a licence and its grant, write both to `out`, return the licence.
 
-    Raises `Conflict` for foreign secrets and `NotFound` ("tier-unavailable") for a tier that the package lacks.
+    Raises `Conflict` for foreign secrets and for a record that is missing or not wanted, `NotFound` for a tier that the
+    package lacks ("tier-unavailable") and for a record that it was not trained for.
     """
     from tessera.cli import loading
 
@@ -45,7 +51,7 @@ def cut(offer: Offer, out: Path, *, issuer: Identity, now_s: int) -> Licence:
             f"{offer.secrets} holds the keys of another package than {offer.package}", remedy="check --secrets"
         )
     licence = licences.issue(
-        _terms(offer, manifest),
+        _terms(offer, manifest, secrets),
         issuer=issuer,
         buyer=offer.buyer,
         node=offer.node,
@@ -71,7 +77,27 @@ def _tier(wanted: int | str, option: str, offer: Offer, manifest: Manifest) -> i
     )
 
 
-def _terms(offer: Offer, manifest: Manifest) -> Terms:
+def _input_key_id(offer: Offer, manifest: Manifest, secrets: PackageSecrets) -> str | None:
+    """Return the id of the key that the licence's inputs are made with; of a bound key where there is a record."""
+    if offer.record is None:
+        if manifest.input_key_ids:
+            raise Conflict(
+                f"{offer.package} answers buyers by their copyright records, and none was given",
+                remedy="give --copyright FILE with the buyer's record, as the model was trained for",
+            )
+        return manifest.input_key_id
+    if secrets.input_key is None or not manifest.input_key_ids:
+        raise Conflict(f"{offer.package} was not trained for copyright records", remedy="leave --copyright out")
+    found = input_key_id(bound_key(buyer_input_key(secrets.input_key, offer.record), offer.record))
+    if found not in manifest.input_key_ids:
+        raise NotFound(
+            f"{offer.package} was not trained for {offer.record.label}",
+            remedy="check the record, letter by letter; train the model again for a new buyer",
+        )
+    return found
+
+
+def _terms(offer: Offer, manifest: Manifest, secrets: PackageSecrets) -> Terms:
     best = max(tier.tier for tier in manifest.tiers)
     tier = best if offer.tier is None else _tier(offer.tier, "--tier", offer, manifest)
     if offer.expiry.tier is not None and _tier(offer.expiry.tier, "--degrade-to", offer, manifest) > tier:
@@ -83,7 +109,8 @@ def _terms(offer: Offer, manifest: Manifest) -> Terms:
         model=manifest.model,
         min_version=manifest.version,
         tier=tier,
-        input_key_id=manifest.input_key_id,
+        input_key_id=_input_key_id(offer, manifest, secrets),
+        copyright=offer.record,
         quota=offer.quota,
         rate_samples_per_s=offer.rate_samples_per_s,
         sessions=offer.sessions,

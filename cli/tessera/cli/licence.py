@@ -76,6 +76,12 @@ GraceOption = Annotated[str, typer.Option("--grace", metavar="DURATION", help="G
 DegradeOption = Annotated[
     int | None, typer.Option("--degrade-to", min=1, max=255, help="Tier during grace, with degrade.")
 ]
+CopyrightOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--copyright", metavar="FILE", help="The buyer's copyright record, for a model that was made for records."
+    ),
+]
 LicenceFiles = Annotated[list[Path], typer.Argument(metavar="LICENCE…", help="Licence files.")]
 
 
@@ -101,11 +107,13 @@ def issue(
     expiry_policy: PolicyOption = Action.stop,
     grace: GraceOption = "0s",
     degrade_to: DegradeOption = None,
+    record: CopyrightOption = None,
     passphrase_file: PassphraseFile = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Cut a licence for one buyer on one node; the keys inside are sealed to the two of them."""
     from tessera.cli import loading
+    from tessera.cli.isnn import read_record
     from tessera.cli.issuing import Offer, cut
     from tessera.cli.package import secrets_beside
     from tessera.keystore.licence import Quota
@@ -128,6 +136,8 @@ def issue(
         sessions=sessions,
         tier=tier,
         expiry=_expiry(expiry_policy, grace, degrade_to),
+        record=read_record(record) if record is not None else None,
+        passphrase_file=passphrase_file,
     )
     licence = cut(offer, out, issuer=loading.identity(issuer, "issuer", passphrase_file), now_s=now_s)
     document = summary(licence) | {"file": str(out)}
@@ -198,6 +208,7 @@ def summary(licence: "Licence") -> dict[str, Any]:
         "rate_samples_per_s": terms.rate_samples_per_s,
         "sessions": terms.sessions,
         "input_key_id": terms.input_key_id,
+        **({} if terms.copyright is None else {"copyright": terms.copyright.to_json()}),
     }
 
 

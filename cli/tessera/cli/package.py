@@ -39,6 +39,10 @@ def build(
     input_key: Annotated[
         Path | None, typer.Option(metavar="KEY", help="Input key the bundle was trained with; none for plain inputs.")
     ] = None,
+    buyers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Copyright records (JSON list) of an input-sensitive network's buyers."),
+    ] = None,
     secrets: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where the package's keys go, mode 0600; default FILE.secrets beside --out."),
@@ -50,6 +54,7 @@ def build(
 ) -> None:
     """Encrypt and sign a bundle. Ship the package; keep its .secrets file, licences are cut from it."""
     from tessera.cli import loading
+    from tessera.cli.isnn import read_records
     from tessera.cli.passphrases import new_passphrase
     from tessera.keystore.grant import save_package_secrets
 
@@ -61,6 +66,7 @@ def build(
     passphrase = new_passphrase(secrets_path.name, passphrase_file) if encrypt else None
     signer = loading.identity(issuer, "issuer", passphrase_file)
     key = loading.input_key(input_key, passphrase_file) if input_key is not None else None
+    records = read_records(buyers) if buyers is not None else ()
     with reading(bundle, kinds.BUNDLE):
         from tessera.protect import read_bundle, seal_bundle  # bring torch: after everything that is quick to refuse
 
@@ -74,6 +80,7 @@ def build(
             version=version,
             now_s=time.time(),
             input_key=key,
+            records=records,
             licence_text=licence_text,
             progress=advance,
         )
@@ -150,6 +157,7 @@ def summary(manifest: "Manifest") -> dict[str, Any]:
         "algorithm": manifest.algorithm,
         "transform": manifest.transform,
         "input_key_id": manifest.input_key_id,
+        **({"input_key_ids": list(manifest.input_key_ids)} if manifest.input_key_ids else {}),
         "inputs": [f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in manifest.inputs],
         "outputs": [f"{spec.name} {spec.datatype} {list(spec.shape)}" for spec in manifest.outputs],
         "max_batch": manifest.max_batch,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.cli import console
+from tessera.cli.isnn import read_records, run_isnn, trace
 from tessera.cli.options import MAX_SEED, JsonFlag, PassphraseFile
 from tessera.cli.reading import argument
 from tessera.cli.training import run_training
@@ -37,8 +38,23 @@ def train(
         str | None,
         typer.Option(
             help="Steps KIND:BLOCK, shf = pixel shuffling, np = negative/positive, ffx = replacing by table; "
-            "default: the recipe's."
+            "default: the recipe's; with --isnn isnn:BLOCK:EPSILON or isnn:BLOCK:EPSILON:content."
         ),
+    ] = None,
+    isnn: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Train an input-sensitive network for the buyers whose copyright records this JSON list holds; "
+            "--key is the master that their keys come from.",
+        ),
+    ] = None,
+    illegal: Annotated[
+        str, typer.Option(help="With --isnn, the answer to illegal inputs: uniform, wrong-class or random-label.")
+    ] = "uniform",
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --isnn, fine-tune this bundle of the recipe, trained without a key."),
     ] = None,
     data: DataOption = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of order, weights and augmentation.")] = 0,
@@ -69,34 +85,38 @@ def train(
     loading.new_folder(out)
     if checkpoints is not None:
         loading.possible_folder(checkpoints)
-    if transform is not None and key is None:
-        raise typer.BadParameter("needs --key, the input key it is derived from", param_hint="--transform")
+    if key is None and (transform is not None or isnn is not None):
+        hint = "--isnn" if isnn is not None else "--transform"
+        raise typer.BadParameter("needs --key, the input key it is derived from", param_hint=hint)
     input_key = loading.input_key(key, passphrase_file) if key is not None else None
+    records = read_records(isnn) if isnn is not None else ()
     from tessera.protect import bundle_of, draw_curves, write_bundle  # torch: after what is quick to refuse
     from tessera.protect import recipe as recipe_called
 
     with argument("--recipe"):
         chosen = recipe_called(recipe)
-    with argument("--transform"):
-        spec = _spec(chosen, transform) if input_key is not None else None
-    trained = run_training(
-        chosen,
-        spec,
-        input_key,
-        seed=seed,
-        changes={"batch": batch, "learning_rate": lr, "precision": precision, "compile": compiled},
-        data=data,
-        epochs=epochs,
-        device=device,
-        wrong_keys=wrong_keys,
-        checkpoint_dir=checkpoints,
-    )
+    options: dict[str, Any] = {
+        "seed": seed,
+        "changes": {"batch": batch, "learning_rate": lr, "precision": precision, "compile": compiled},
+        "data": data,
+        "epochs": epochs,
+        "device": device,
+        "wrong_keys": wrong_keys,
+        "checkpoint_dir": checkpoints,
+    }
+    if records and input_key is not None:
+        trained = run_isnn(chosen, transform, input_key, records, illegal=illegal, start=start, **options)
+    else:
+        with argument("--transform"):
+            spec = _spec(chosen, transform) if input_key is not None else None
+        trained = run_training(chosen, spec, input_key, **options)
     write_bundle(bundle_of(trained), out, curves=draw_curves(trained.report))
     document = {
         "bundle": str(out),
         "recipe": chosen.name,
-        "transform": str(spec) if spec is not None else None,
+        "transform": str(trained.transform) if trained.transform is not None else None,
         "input_key_id": trained.input_key_id,
+        **({"input_key_ids": list(trained.input_key_ids)} if trained.input_key_ids else {}),
         trained.accuracy.metric: trained.report[trained.accuracy.metric],
         "seconds": trained.report["seconds"],
     }
@@ -150,6 +170,12 @@ def samples(
     document: dict[str, Any] = {"file": str(out), "shape": list(images.shape)}
     document |= {"labels": labels.tolist()} if labels.ndim == 1 else {}
     console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
+
+
+protect_app.command(
+    "trace",
+    epilog="Example: tessera protect trace leaked-bundle --key master.key --buyers buyers.json --samples test.npz",
+)(trace)
 
 
 def _spec(recipe: "Recipe", text: str | None) -> "TransformSpec":

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from tessera.keystore.secrets import InputKey
-    from tessera.protect import Progress, Pulse, Recipe, Trained
+    from tessera.protect import Progress, Pulse, Recipe, Trained, TrainingTask
     from tessera.transforms import TransformSpec
 
 _STEPS = 1000
@@ -37,23 +37,32 @@ def run_training(
 
     `changes` are fields of the recipe's task by name; those that are None are left as they are.
     """
-    from tessera.protect import WRONG_KEYS, train
+    from tessera.protect import train
+
+    with prepared_training(
+        recipe, changes=changes, data=data, wrong_keys=wrong_keys, seed=seed, device=device, epochs=epochs,
+        checkpoint_dir=checkpoint_dir,
+    ) as (task, options):  # fmt: skip
+        return train(task, transform=spec, key=key, **options)
+
+
+@contextmanager
+def prepared_training(
+    recipe: "Recipe",
+    *,
+    changes: Mapping[str, Any] | None = None,
+    data: Path | None = None,
+    wrong_keys: int | None = None,
+    **options: Any,
+) -> Iterator["tuple[TrainingTask, dict[str, Any]]"]:
+    """Yield the recipe's task with `changes`, and the options of a training function, with a bar that shows it."""
+    from tessera.protect import WRONG_KEYS
 
     chosen = {name: value for name, value in (changes or {}).items() if value is not None}
     task = replace(recipe.task(data), **chosen)
     with _bar(f"training {recipe.name}") as bar:
-        return train(
-            task,
-            transform=spec,
-            key=key,
-            seed=seed,
-            device=device,
-            epochs=epochs,
-            wrong_keys=WRONG_KEYS if wrong_keys is None else wrong_keys,
-            checkpoint_dir=checkpoint_dir,
-            progress=bar.after_epoch,
-            pulses=bar.within_epoch,
-        )
+        options["wrong_keys"] = WRONG_KEYS if wrong_keys is None else wrong_keys
+        yield task, {**options, "progress": bar.after_epoch, "pulses": bar.within_epoch}
 
 
 class _TrainingBar:

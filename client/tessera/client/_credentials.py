@@ -56,6 +56,7 @@ class Credentials:
                 model=held.licence.terms.model,
                 expires_at_s=held.licence.expires_at_s,
                 has_input_key=held.licence.terms.input_key_id is not None,
+                copyright=held.licence.terms.copyright,
             )
             for held in self.held
         )

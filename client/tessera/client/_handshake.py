@@ -20,6 +20,7 @@ from tessera.client._effects import CREATE_CHALLENGE, FETCH_GRANT, OPEN_SESSION,
 from tessera.client._session import Keying, Session, renewal_s
 from tessera.client.errors import GrantInvalid, ProtocolError, ServerUnverified
 from tessera.keystore import grant as grants
+from tessera.keystore.copyright import bound_key
 from tessera.keystore.errors import TesseraError
 from tessera.keystore.identity import PublicIdentity
 from tessera.keystore.proof import Purpose, confirm, confirmation_key, sign_proof
@@ -51,6 +52,9 @@ def open_session(credentials: Credentials, held: Held, clocks: Clocks) -> Plan[S
             grant = yield from _fetch_grant(credentials, held)
         key = _key_of(grant, credentials, held)
     node, nonce = yield from _challenge()
+    record = held.licence.terms.copyright
+    if key is not None and record is not None:
+        key = bound_key(key, record)
     digest = held.licence.digest
     confirmation = b"" if key is None else confirm(confirmation_key(key), nonce, node.key_id, digest)
     request = pb.OpenSessionRequest(
@@ -107,7 +111,7 @@ def _key_of(grant: str, credentials: Credentials, held: Held) -> InputKey | None
         return None
     try:
         parsed = grants.parse_without_verification(grant)
-        key = grants.open_for_buyer(parsed, credentials.identity)
+        key = grants.open_for_buyer(parsed, credentials.identity, held.licence.terms.copyright)
     except TesseraError:
         key = None
     if key is None:

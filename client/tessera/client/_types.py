@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tessera.keystore.copyright import CopyrightRecord
 from tessera.keystore.usage import UsageRecord
 
 Array = NDArray[Any]
@@ -118,6 +119,8 @@ class LicenceInfo:
     expires_at_s: int
     has_input_key: bool
     """Whether the licence names an input key, so that inputs are transformed."""
+    copyright: CopyrightRecord | None = None
+    """Owner, buyer and licence that the input key is bound to; None for models that are not made for records."""
 
 
 @dataclass(frozen=True, slots=True)

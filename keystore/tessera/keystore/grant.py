@@ -24,6 +24,7 @@ from tessera.keystore._claims import (
     length_prefixed,
 )
 from tessera.keystore.canonical import Json
+from tessera.keystore.copyright import MAX_RECORD_BYTES, CopyrightRecord, bound_key, buyer_input_key
 from tessera.keystore.errors import Denied, Malformed, Tampered
 from tessera.keystore.identity import Identity, PublicIdentity, Signer, require_role
 from tessera.keystore.jws import b64u, b64u_decode
@@ -50,10 +51,13 @@ from tessera.keystore.tiers import MAX_TIERS, TierKey
 
 TYP = "tessera-grant+jwt"
 MAX_BOX_BYTES = 512
+MAX_RECORD_BOX_BYTES = MAX_BOX_BYTES + MAX_RECORD_BYTES
+"""Of the input key's box, which may hold a copyright record besides."""
 DIGEST_BYTES = 32
 
 _BOX_LABEL = b"tessera/v1/grant-box\n"
 _CONTENT, _CONFIRMATION, _INPUT, _TIER = "content-key", "confirmation-key", "input-key", "tier-key"
+_INPUT_AND_RECORD = "input-key+copyright"
 _PLAIN_VERSION, _TIERED_VERSION = 1, 2
 
 
@@ -188,17 +192,24 @@ def issue(
 ) -> Grant:
     """Seal the package's keys for the licence's buyer and for `node`, and sign the whole.
 
-    Of a package with tier keys the node gets the key of the licence's tier, which gives those below it. Raises `Denied`
+    Of a package with tier keys the node gets the key of the licence's tier, which gives those below it. With a
+    copyright record in the licence the package's input key is the master: the buyer gets the key that follows from it
+    and their record, and the record, and the node the confirmation key of the two bound together. Raises `Denied`
     with reason `grant-mismatch` when issuer, buyer, node or input key is not the licence's, and `tier-unavailable` when
     the licence names a tier above the package's top.
     """
     require_role(buyer, "buyer")
     require_role(node, "node")
-    key_id = None if secrets.input_key is None else input_key_id(secrets.input_key)
+    record = licence.terms.copyright
+    own, bound = _buyer_keys(secrets.input_key, record)
+    key_id = None if bound is None else input_key_id(bound)
     _match(licence.issuer_id == issuer.key_id, "the licence is another issuer's")
     _match(licence.buyer_id == buyer.key_id, "the licence is another buyer's")
     _match(licence.node_id in (None, node.key_id), "the licence is for another node")
-    _match(licence.terms.input_key_id == key_id, "the licence and the package secrets name different input keys")
+    _match(
+        licence.terms.input_key_id == key_id,
+        "the licence and the package secrets name different input keys, or bind them to different copyright records",
+    )
     tier_key = _tier_key(secrets, licence)
     place = (licence.digest, secrets.package_id)
     grant: dict[str, Json] = {
@@ -206,9 +217,10 @@ def issue(
         "package_id": secrets.package_id,
         "content_key_box": _seal(node, _CONTENT, place, secrets.content_key),
     }
-    if secrets.input_key is not None:
-        grant["confirmation_key_box"] = _seal(node, _CONFIRMATION, place, confirmation_key(secrets.input_key))
-        grant["input_key_box"] = _seal(buyer, _INPUT, place, secrets.input_key)
+    if own is not None and bound is not None:
+        grant["confirmation_key_box"] = _seal(node, _CONFIRMATION, place, confirmation_key(bound))
+        purpose, tail = (_INPUT, b"") if record is None else (_INPUT_AND_RECORD, record.to_bytes())
+        grant["input_key_box"] = _seal(buyer, purpose, place, own, tail)
     if tier_key is not None:
         grant["tier"] = tier_key.tier
         grant["tier_key_box"] = _seal(node, f"{_TIER}/{tier_key.tier}", place, tier_key.secret)
@@ -262,12 +274,19 @@ def open_for_node(grant: Grant, node: Identity) -> NodeKeys:
     return NodeKeys(ContentKey(_open(grant, node, _CONTENT, grant.content_key_box).reveal()), confirmation, tier_key)
 
 
-def open_for_buyer(grant: Grant, buyer: Identity) -> InputKey | None:
-    """Open the buyer's box of a verified grant; `None` when the model takes plain inputs. Raises as `open_for_node`."""
+def open_for_buyer(grant: Grant, buyer: Identity, record: CopyrightRecord | None = None) -> InputKey | None:
+    """Open the buyer's box of a verified grant; `None` when the model takes plain inputs.
+
+    `record` is the licence's, where it has one: the key returned is then the buyer's own, not yet bound to the record
+    (rule C-4), and the box must hold the same record. Raises as `open_for_node`.
+    """
     _match(grant.buyer_id == buyer.key_id, "the grant is for another buyer")
     if grant.input_key_box is None:
         return None
-    return InputKey(_open(grant, buyer, _INPUT, grant.input_key_box).reveal())
+    if record is None:
+        return InputKey(_open(grant, buyer, _INPUT, grant.input_key_box).reveal())
+    tail = record.to_bytes()
+    return InputKey(_open(grant, buyer, _INPUT_AND_RECORD, grant.input_key_box, tail).reveal())
 
 
 _CLAIMS = frozenset({"iss", "sub", "aud", "jti", "iat", "tessera"})
@@ -296,7 +315,7 @@ def _from_claims(claims: dict[str, Any], key_id: str, token: str) -> Grant:
         issued_at_s=claims["iat"],
         content_key_box=content_key_box,
         confirmation_key_box=_box(inner, "confirmation_key_box"),
-        input_key_box=_box(inner, "input_key_box"),
+        input_key_box=_box(inner, "input_key_box", MAX_RECORD_BOX_BYTES),
         token=token,
         tier=inner.get("tier"),
         tier_key_box=_box(inner, "tier_key_box"),
@@ -317,13 +336,21 @@ def _tier_key(secrets: PackageSecrets, licence: Licence) -> TierKey | None:
     return secrets.tier_key.at(tier)
 
 
-def _box(fields: dict[str, Any], name: str) -> bytes | None:
+def _buyer_keys(master: InputKey | None, record: CopyrightRecord | None) -> tuple[InputKey | None, InputKey | None]:
+    """Return the key that the buyer gets and the key that transforms are made from; the same one without a record."""
+    if master is None or record is None:
+        return master, master
+    own = buyer_input_key(master, record)
+    return own, bound_key(own, record)
+
+
+def _box(fields: dict[str, Any], name: str, most: int = MAX_BOX_BYTES) -> bytes | None:
     text = fields.get(name)
     if text is None:
         return None
     if not isinstance(text, str):
         raise Malformed(f"{name} is not a string")
-    return b64u_decode(text, max_bytes=MAX_BOX_BYTES)
+    return b64u_decode(text, max_bytes=most)
 
 
 def _prefix(purpose: str, place: tuple[bytes, str]) -> bytes:
@@ -331,17 +358,19 @@ def _prefix(purpose: str, place: tuple[bytes, str]) -> bytes:
     return _BOX_LABEL + length_prefixed(purpose.encode("ascii"), licence_digest, package_id.encode("ascii"))
 
 
-def _seal(recipient: PublicIdentity, purpose: str, place: tuple[bytes, str], key: Key32) -> str:
-    return b64u(recipient.seal(SecretBytes(_prefix(purpose, place) + key.reveal())))
+def _seal(recipient: PublicIdentity, purpose: str, place: tuple[bytes, str], key: Key32, tail: bytes = b"") -> str:
+    return b64u(recipient.seal(SecretBytes(_prefix(purpose, place) + key.reveal() + tail)))
 
 
-def _open(grant: Grant, recipient: Identity, purpose: str, box: bytes) -> Key32:
+def _open(grant: Grant, recipient: Identity, purpose: str, box: bytes, tail: bytes = b"") -> Key32:
     text = recipient.open(box)
     prefix = _prefix(purpose, (grant.licence_digest, grant.package_id))
+    end = len(prefix) + 32
     _match(
-        text.startswith(prefix) and len(text) == len(prefix) + 32, "a sealed key was made for another grant or purpose"
+        text.startswith(prefix) and len(text) == end + len(tail) and text[end:] == tail,
+        "a sealed key was made for another grant or purpose",
     )
-    return Key32(text[len(prefix) :])
+    return Key32(text[len(prefix) : end])
 
 
 def _match(holds: bool, otherwise: str) -> None:

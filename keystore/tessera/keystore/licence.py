@@ -32,6 +32,7 @@ from tessera.keystore._claims import (
 )
 from tessera.keystore._files import PUBLIC_MODE, read_limited, write_atomically
 from tessera.keystore.canonical import Json
+from tessera.keystore.copyright import CopyrightRecord
 from tessera.keystore.errors import Malformed
 from tessera.keystore.identity import PublicIdentity, Signer, require_role
 
@@ -94,6 +95,8 @@ class Terms:
     max_version: int | None = None
     tier: int = 1
     input_key_id: str | None = None
+    """Of the bound key, when there is a copyright record (rule C-4)."""
+    copyright: CopyrightRecord | None = None
     quota: Quota | None = None
     rate_samples_per_s: int | None = None
     sessions: int = 4
@@ -109,6 +112,8 @@ class Terms:
         check_integer(self.tier, 1, MAX_TIER, "tier")
         if self.input_key_id is not None:
             check_text(self.input_key_id, HEX_16_BYTES, "input_key_id")
+        elif self.copyright is not None:
+            raise Malformed("a copyright record stands beside an input_key_id, and there is none")
         if self.rate_samples_per_s is not None:
             check_integer(self.rate_samples_per_s, 1, MAX_RATE, "rate_samples_per_s")
         check_integer(self.sessions, 1, MAX_SESSIONS, "sessions")
@@ -130,6 +135,7 @@ class Terms:
             "max_version": self.max_version,
             "tier": self.tier,
             "input_key_id": self.input_key_id,
+            "copyright": None if self.copyright is None else self.copyright.to_json(),
             "quota": None if self.quota is None else {"samples": self.quota.samples, "period": self.quota.period},
             "rate_samples_per_s": self.rate_samples_per_s,
             "sessions": self.sessions,
@@ -143,6 +149,8 @@ class Terms:
     def from_claims(cls, claims: object) -> Self:
         """Read the claim: `model` is required, the rest defaults as in the constructor, an unknown field is refused."""
         fields = dict(check_fields(claims, frozenset({"model"}), _OPTIONAL_TERMS, "terms"))
+        if "copyright" in fields:
+            fields["copyright"] = CopyrightRecord.from_json(fields["copyright"])
         if "quota" in fields:
             fields["quota"] = Quota(**check_fields(fields["quota"], {"samples", "period"}, frozenset(), "quota"))
         if "expiry" in fields:

@@ -25,6 +25,7 @@ from tessera.keystore import canonical
 from tessera.keystore._files import PRIVATE_MODE, PUBLIC_MODE, read_limited, write_atomically
 from tessera.keystore.errors import ApiMisuse, Malformed, Unavailable
 from tessera.keystore.package import TensorSpec, fields
+from tessera.keystore.package.manifest import MAX_KEYS, check_key_ids
 from tessera.keystore.package.patches import decode_patch
 from tessera.keystore.tiers import MAX_TIERS
 from tessera.protect.export import check_no_nan, export_with_contract
@@ -43,6 +44,7 @@ _FIELDS = frozenset(
     {"format", "inputs", "outputs", "transform", "input_key_id", "quality", "max_batch", "torch_version"}
     | {"program_sha256", "weights_sha256"}
 )
+_OPTIONAL = frozenset({"tiers", "input_key_ids"})
 _TIER_FIELDS = frozenset({"name", "quality", "patch_sha256"})
 _DATATYPES: Final = {
     torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16", torch.float64: "FP64", torch.int64: "INT64",
@@ -84,10 +86,13 @@ class Bundle:
     tiers: tuple[BundleTier, ...] = ()
     """Lowest first; all their patches together make the vendor's model. None: one quality, `tensors` as they are."""
     report: dict[str, Any] | None = field(default=None, repr=False)
+    input_key_ids: tuple[str, ...] = ()
+    """Of the bound keys of an input-sensitive network, sorted, in the place of `input_key_id`."""
 
     def __post_init__(self) -> None:
-        if (self.transform is None) != (self.input_key_id is None):
+        if (self.transform is None) != (self.input_key_id is None and not self.input_key_ids):
             raise Malformed("a bundle has a transform and the id of its key, or neither")
+        check_key_ids(self.input_key_ids, self.input_key_id)
         if self.input_key_id is not None:
             fields.text(self.input_key_id, fields.HEX_32, "a bundle's input key id")
         fields.integer(self.max_batch, 1, 65_536, "a bundle's largest batch")
@@ -106,6 +111,7 @@ def bundle_of(trained: Trained) -> Bundle:
         trained.shape,
         transform=trained.transform,
         input_key_id=trained.input_key_id,
+        input_key_ids=trained.input_key_ids,
         quality={f"{metric}_{name}": value for name, value in measured.items()},
         max_batch=trained.max_batch,
         report=trained.report,
@@ -118,6 +124,7 @@ def bundle_of_module(
     *,
     transform: TransformSpec | None = None,
     input_key_id: str | None = None,
+    input_key_ids: tuple[str, ...] = (),
     quality: dict[str, float] | None = None,
     max_batch: int = 256,
     report: dict[str, Any] | None = None,
@@ -138,6 +145,7 @@ def bundle_of_module(
         outputs=(TensorSpec(OUTPUT_NAME, datatype, (-1, *found.output_shape)),),
         transform=transform,
         input_key_id=input_key_id,
+        input_key_ids=input_key_ids,
         quality=quality or {},
         max_batch=max_batch,
         torch_version=torch.__version__,
@@ -177,7 +185,7 @@ def read_bundle(folder: Path) -> Bundle:
     claims = canonical.parse(
         read_limited(folder / "bundle.json", max_bytes=MAX_DOCUMENT_BYTES), max_bytes=MAX_DOCUMENT_BYTES
     )
-    if not isinstance(claims, dict) or claims.keys() - {"tiers"} != _FIELDS or claims["format"] != FORMAT:
+    if not isinstance(claims, dict) or claims.keys() - _OPTIONAL != _FIELDS or claims["format"] != FORMAT:
         raise Malformed("bundle.json is not a bundle description of this version", remedy=_REMAKE)
     program = read_limited(folder / "program.pt2", max_bytes=MAX_PROGRAM_BYTES)
     weights = read_limited(folder / "weights.safetensors", max_bytes=MAX_WEIGHTS_BYTES, private=True)
@@ -189,6 +197,7 @@ def read_bundle(folder: Path) -> Bundle:
         outputs=_ports(claims["outputs"]),
         transform=None if transform is None else TransformSpec.from_json(transform),
         input_key_id=claims["input_key_id"],
+        input_key_ids=_key_ids(claims["input_key_ids"]) if "input_key_ids" in claims else (),
         quality=_measures(claims["quality"]),
         max_batch=claims["max_batch"],
         torch_version=claims["torch_version"],
@@ -206,6 +215,7 @@ def _document(bundle: Bundle, weights: bytes) -> dict[str, Any]:
     tiers = [{"name": tier.name, "quality": tier.quality, "patch_sha256": _digest(tier.patch)} for tier in bundle.tiers]
     return {
         **({"tiers": tiers} if tiers else {}),
+        **({"input_key_ids": list(bundle.input_key_ids)} if bundle.input_key_ids else {}),
         "format": FORMAT,
         "inputs": [spec.to_claims() for spec in bundle.inputs],
         "outputs": [spec.to_claims() for spec in bundle.outputs],
@@ -231,6 +241,10 @@ def _ports(value: Any) -> tuple[TensorSpec, ...]:
     if not isinstance(value, list) or len(value) != 1:
         raise Malformed("a bundle describes one input and one output", remedy=_REMAKE)
     return tuple(TensorSpec.from_claims(entry) for entry in value)
+
+
+def _key_ids(value: Any) -> tuple[str, ...]:
+    return tuple(fields.sequence(value, 1, MAX_KEYS, "a bundle's input key ids"))
 
 
 def _measures(value: Any) -> dict[str, float]:

@@ -15,7 +15,7 @@ from tessera.keystore.proof import input_key_id
 from tessera.keystore.secrets import InputKey
 from tessera.protect.augment import Augmentation, PairAugmentation
 from tessera.protect.checkpoint import Checkpoint, load_checkpoint, restore_weights, save_checkpoint
-from tessera.protect.evaluate import Metric, metric_of, score
+from tessera.protect.evaluate import BatchTransform, Metric, metric_of, score
 from tessera.protect.objective import Objective
 from tessera.protect.optimise import MovingAverage, Stepper
 from tessera.protect.task import PREPARE_SAMPLES, TrainingTask
@@ -88,9 +88,7 @@ class Run:
             raise ApiMisuse("epochs are at least 1 and a seed lies in 0 to 2**32 - 1")
         self.task, self.transform, self.seed, self.device, self.epochs = task, transform, seed, device, epochs
         self.key_id = None if key is None else input_key_id(key)
-        self.lock: TorchTransform | None = None
-        if transform is not None and key is not None:
-            self.lock = TorchTransform(Transform(transform, key, *task.shape), device)
+        self.lock = self._lock(key)
         self.images, self.labels = task.data.train.images.to(device), task.data.train.labels.to(device)
         self.model = self._fresh_model()
         self.objective, self.stepper = Objective(task, device), Stepper(task, self.model, device)
@@ -98,6 +96,12 @@ class Run:
         self._forward: nn.Module = cast(nn.Module, torch.compile(self.model)) if task.compile else self.model
         self._pulses: PulseWatcher | None = None
         self._started_s = time.monotonic()
+
+    def _lock(self, key: InputKey | None) -> BatchTransform | None:
+        """Return what the right key does to a batch on the device."""
+        if self.transform is None or key is None:
+            return None
+        return TorchTransform(Transform(self.transform, key, *self.task.shape), self.device)
 
     def _fresh_model(self) -> nn.Module:
         with torch.random.fork_rng():
@@ -207,7 +211,7 @@ class Run:
         seen, started_s, told_s = 0, time.monotonic(), time.monotonic()
         for number, chosen in enumerate(batches):
             self.stepper.set_rate((epoch + number / len(batches)) / self.epochs)
-            loss, share = self._step(*self._inputs(chosen, draws))
+            loss, share = self._learn(chosen, draws)
             if self.average is not None:
                 self.average.update(self.model, epoch * len(batches) + number + 1)
             total += loss * len(chosen)
@@ -246,17 +250,25 @@ class Run:
             "train in fp32, or set clip_norm in the task.",
         )
 
-    def _inputs(self, chosen: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _learn(self, chosen: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Take one step on the training images numbered `chosen`; return its loss and its share of right answers."""
+        images, labels = self._augmented(chosen, draws)
+        return self._step(images if self.lock is None else self.lock(images), labels)
+
+    def _augmented(self, chosen: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         images, labels = self.images[chosen], self.labels[chosen]
         if self.task.augment is not None and self.task.kind == "segmentation":
-            images, labels = cast(PairAugmentation, self.task.augment)(images, labels, draws)
-        elif self.task.augment is not None:
+            return cast(PairAugmentation, self.task.augment)(images, labels, draws)
+        if self.task.augment is not None:
             images = cast(Augmentation, self.task.augment)(images, draws)
-        return (images if self.lock is None else self.lock(images)), labels
+        return images, labels
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with self.stepper.forward_context():
-            logits = self._forward(images)
+        logits = self._logits(images)
         loss = self.objective.loss(logits, labels)
         self.stepper.step(loss)
         return loss.detach(), self.objective.share_right(logits, labels)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with self.stepper.forward_context():
+            return cast(Tensor, self._forward(images))

@@ -1,13 +1,14 @@
 """From a model to a sealed package: weights go through the cipher to the disk, never in plain (rule B-13)."""
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from tessera.keystore.copyright import CopyrightRecord, bound_key, buyer_input_key
 from tessera.keystore.errors import ApiMisuse, Malformed, WrongKey
 from tessera.keystore.grant import PackageSecrets
 from tessera.keystore.identity import Signer
@@ -37,6 +38,7 @@ def seal(
     now_s: float,
     model: str | None = None,
     input_key: InputKey | None = None,
+    records: Sequence[CopyrightRecord] = (),
     licence_text: str = "",
     algorithm: Algorithm = "AES-256-GCM",
     progress: Callable[[int, int], None] | None = None,
@@ -53,6 +55,7 @@ def seal(
         version=version,
         now_s=now_s,
         input_key=input_key,
+        records=records,
         licence_text=licence_text,
         algorithm=algorithm,
         progress=progress,
@@ -68,6 +71,7 @@ def seal_bundle(
     version: int,
     now_s: float,
     input_key: InputKey | None = None,
+    records: Sequence[CopyrightRecord] = (),
     licence_text: str = "",
     algorithm: Algorithm = "AES-256-GCM",
     progress: Callable[[int, int], None] | None = None,
@@ -76,12 +80,13 @@ def seal_bundle(
 
     A bundle with tiers is sealed with a patch for each, under a fresh chain of tier keys. `progress(done, total)`
     counts plaintext bytes. The secrets returned are the only copy of the keys: keep them, since grants are written from
-    them. Raises `ApiMisuse` when a keyed model comes without its input key or a
+    them. For an input-sensitive network `input_key` is the master, and `records` are copyright records of buyers it was
+    trained for, at least one, to check it by. Raises `ApiMisuse` when a keyed model comes without its input key or a
     plain one with a key, `WrongKey` when the key is not the one the model was trained with, `Malformed` for NaN
     weights, and what `read_bundle` and `write_package` raise.
     """
     found = read_bundle(bundle) if isinstance(bundle, Path) else bundle
-    _check_key(found, input_key)
+    _check_key(found, input_key, records)
     check_no_nan(found.tensors)
     for tier in found.tiers:
         check_no_nan({entry.tensor: _values(entry) for entry in decode_patch(tier.patch)})
@@ -104,7 +109,12 @@ def seal_bundle(
     return manifest, PackageSecrets(package_id, content_key, input_key, tier_key)
 
 
-def _check_key(bundle: Bundle, input_key: InputKey | None) -> None:
+def _check_key(bundle: Bundle, input_key: InputKey | None, records: Sequence[CopyrightRecord]) -> None:
+    if bundle.input_key_ids:
+        _check_master(bundle, input_key, records)
+        return
+    if records:
+        raise ApiMisuse("the model was not trained for copyright records", remedy="Leave the records out.")
     if bundle.input_key_id is None:
         if input_key is not None:
             raise ApiMisuse("the model takes plain inputs, so it has no input key", remedy="Leave the key out.")
@@ -121,6 +131,21 @@ def _check_key(bundle: Bundle, input_key: InputKey | None) -> None:
         )
 
 
+def _check_master(bundle: Bundle, master: InputKey | None, records: Sequence[CopyrightRecord]) -> None:
+    if master is None or not records:
+        raise ApiMisuse(
+            "the model was trained for the keys of buyers, which follow from a master key and their copyright records",
+            remedy="Give the master input key and the records, as for training.",
+        )
+    for record in records:
+        if input_key_id(bound_key(buyer_input_key(master, record), record)) not in bundle.input_key_ids:
+            raise WrongKey(
+                f"the model was not trained for {record.label}, or not under this master key",
+                reason="wrong-input-key",
+                remedy="Give the master key and the records it was trained with; train again for new buyers.",
+            )
+
+
 def _draft(bundle: Bundle, model: str, version: int, licence_text: str) -> Draft:
     return Draft(
         model=model,
@@ -129,6 +154,7 @@ def _draft(bundle: Bundle, model: str, version: int, licence_text: str) -> Draft
         outputs=bundle.outputs,
         transform=None if bundle.transform is None else bundle.transform.to_json(),
         input_key_id=bundle.input_key_id,
+        input_key_ids=bundle.input_key_ids,
         tiers=tuple(Tier(number, tier.name, tier.quality) for number, tier in enumerate(bundle.tiers, 1))
         or (Tier(1, "full", bundle.quality),),
         max_batch=bundle.max_batch,

@@ -42,6 +42,8 @@ class Trained:
     max_batch: int
     accuracy: Accuracy
     report: dict[str, Any]
+    input_key_ids: tuple[str, ...] = ()
+    """Of the bound keys of an input-sensitive network, one for each buyer, sorted; `input_key_id` is None then."""
 
 
 def train(

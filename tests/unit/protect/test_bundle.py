@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tessera.keystore.copyright import CopyrightRecord, bound_key, buyer_input_key
 from tessera.keystore.errors import ApiMisuse, Conflict, Denied, Malformed, NotFound, TesseraError, WrongKey
 from tessera.keystore.identity import Identity
 from tessera.keystore.package import open_package
@@ -194,3 +195,47 @@ def test_a_folder_that_is_a_file(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(TesseraError) as caught:
         write_bundle(bundle, tmp_path / "taken")
     assert not isinstance(caught.value, Conflict)
+
+
+def test_a_bundle_for_several_buyers(bundle: Bundle, issuer: Identity, tmp_path: Path) -> None:
+    """Ids of bound keys go round, and sealing checks master and records against them (rules B-10, B-13, C-5)."""
+    records = [CopyrightRecord("Acme", "Globex", "L-17"), CopyrightRecord("Acme", "Initech", "L-18")]
+    ids = tuple(sorted(input_key_id(bound_key(buyer_input_key(KEY, record), record)) for record in records))
+    several = Bundle(**{**bundle.__dict__, "input_key_id": None, "input_key_ids": ids})
+    write_bundle(several, tmp_path / "bundle")
+    assert read_bundle(tmp_path / "bundle").input_key_ids == ids
+    options = {"issuer": issuer, "model": "m", "version": 1, "now_s": NOW_S, "input_key": KEY}
+    manifest, secrets = seal_bundle(several, tmp_path / "m.tessera", records=records, **options)  # type: ignore[arg-type]
+    assert (manifest.input_key_ids, manifest.input_key_id) == (ids, None)
+    assert secrets.input_key is KEY
+    with open_package(tmp_path / "m.tessera", {issuer.key_id: issuer.public.verify_key}) as sealed:
+        assert sealed.manifest.input_key_ids == ids
+    stranger = CopyrightRecord("Acme", "Umbrella", "L-19")
+    for wrong in ({"records": [stranger]}, {"records": records, "input_key": InputKey(bytes(32))}):
+        with pytest.raises(WrongKey, match="was not trained for") as caught:
+            seal_bundle(several, tmp_path / "n.tessera", **{**options, **wrong})  # type: ignore[arg-type]
+        assert caught.value.remedy
+    for missing in ({"records": []}, {"records": records, "input_key": None}):
+        with pytest.raises(ApiMisuse, match="buyers"):
+            seal_bundle(several, tmp_path / "n.tessera", **{**options, **missing})  # type: ignore[arg-type]
+    with pytest.raises(ApiMisuse, match="records"):
+        seal_bundle(bundle, tmp_path / "n.tessera", records=records, **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "n.tessera").exists()
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["0" * 31], ["g" * 32], [5], [], "x", ["b" * 32, "a" * 32], ["a" * 32] * 2, ["a" * 32],
+        [f"{number:032x}" for number in range(1025)],
+    ],
+    ids=lambda ids: str(ids)[:20],
+)  # fmt: skip
+def test_ids_that_are_none(bundle: Bundle, tmp_path: Path, ids: object) -> None:
+    """Ids are 32 hexadecimal digits, sorted, each once, at most 1024, and not beside a single one."""
+    write_bundle(bundle, tmp_path)
+    claims = json.loads((tmp_path / "bundle.json").read_text())
+    claims["input_key_ids"] = ids  # and input_key_id stays
+    (tmp_path / "bundle.json").write_text(json.dumps(claims))
+    with pytest.raises(Malformed):
+        read_bundle(tmp_path)

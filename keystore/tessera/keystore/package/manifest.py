@@ -24,6 +24,8 @@ ALGORITHMS: Final = frozenset({"AES-256-GCM", "ChaCha20Poly1305"})
 MAX_MANIFEST_BYTES: Final = 8 * 2**20
 MAX_PARTS: Final = 65_536
 MAX_STEPS: Final = 64
+MAX_KEYS: Final = 1024
+"""Most buyers whose bound keys one model answers."""
 MAX_TIME_S: Final = 253_402_300_799
 """The last second of the year 9999."""
 
@@ -39,6 +41,8 @@ class Draft:
     transform: list[Json] | None = None
     """The transform's steps as `tessera.transforms` writes them, opaque here; never a key."""
     input_key_id: str | None = None
+    input_key_ids: tuple[str, ...] = ()
+    """Of the bound keys (rule C-4) of a model for several buyers, sorted, in the place of `input_key_id`."""
     tiers: tuple[Tier, ...] = (Tier(1, "full", {}),)
     max_batch: int = 64
     torch_version: str
@@ -55,6 +59,7 @@ class Draft:
             _check_steps(self.transform)
         if self.input_key_id is not None:
             fields.text(self.input_key_id, fields.HEX_32, "the input key id")
+        check_key_ids(self.input_key_ids, self.input_key_id)
         if [tier.tier for tier in _instances(self.tiers, Tier, MAX_TIERS, "the tiers")] != [*_numbered(self.tiers)]:
             raise Malformed("the tiers are not numbered 1 to n")
         fields.integer(self.max_batch, 1, 65_536, "the largest batch")
@@ -134,15 +139,24 @@ class Manifest(Draft):
         claims: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclass_fields(self)}
         for name in _NESTED:
             claims[name] = [entry.to_claims() for entry in claims[name]]
+        claims["input_key_ids"] = list(self.input_key_ids)
+        if not self.input_key_ids:
+            del claims["input_key_ids"]  # as it was before there were any
         return canonical.dumps(claims)
 
     @classmethod
     def from_json(cls, raw: bytes) -> Self:
         """Return the manifest of canonical JSON. Raises `Malformed` for any bytes that `to_json` would not write."""
-        claims = fields.record(canonical.loads(raw, max_bytes=MAX_MANIFEST_BYTES), _FIELDS, "the manifest")
+        found = canonical.loads(raw, max_bytes=MAX_MANIFEST_BYTES)
+        several = isinstance(found, dict) and "input_key_ids" in found
+        claims = fields.record(found, _FIELDS if several else _FIELDS - {"input_key_ids"}, "the manifest")
+        if several:
+            claims = {**claims, "input_key_ids": tuple(fields.sequence(claims["input_key_ids"], 1, MAX_KEYS, _KEYS))}
         nested = {name: _entries(claims[name], kind, name) for name, kind in _NESTED.items()}
         return cls(**cast("dict[str, Any]", {**claims, **nested}))
 
+
+_KEYS: Final = "the input key ids"
 
 _NESTED: Mapping[str, type[TensorSpec] | type[Tier] | type[Part]] = {
     "inputs": TensorSpec,
@@ -151,6 +165,18 @@ _NESTED: Mapping[str, type[TensorSpec] | type[Tier] | type[Part]] = {
     "parts": Part,
 }
 _FIELDS = frozenset(field.name for field in dataclass_fields(Manifest))
+
+
+def check_key_ids(several: Any, one: str | None) -> None:
+    """Raise `Malformed` unless `several` is a sorted tuple of up to 1024 different key ids, and empty beside `one`."""
+    if not isinstance(several, tuple):
+        raise Malformed(f"{_KEYS} are not a tuple")
+    for key_id in fields.sequence(several, 0, MAX_KEYS, _KEYS):
+        fields.text(key_id, fields.HEX_32, "an input key id")
+    if list(several) != sorted(set(several)):
+        raise Malformed(f"{_KEYS} are not sorted, each once")
+    if several and one is not None:
+        raise Malformed("there is one input key id, or several, and not both")
 
 
 def _entries(value: Any, kind: type[TensorSpec] | type[Tier] | type[Part], what: str) -> tuple[Any, ...]:

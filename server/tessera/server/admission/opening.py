@@ -201,9 +201,14 @@ class Desk:
     def _confirm_input_key(
         self, licence: Licence, offer: Offer, keys: NodeKeys, confirmation: bytes, nonce: bytes
     ) -> None:
-        if licence.terms.input_key_id != offer.input_key_id:
-            raise Denied("the licence and the package name different input keys", reason="grant-mismatch")
-        if offer.input_key_id is None:
+        known = offer.input_key_ids or {offer.input_key_id}
+        if licence.terms.input_key_id not in known:
+            raise Denied(
+                "the licence and the package name different input keys",
+                reason="grant-mismatch",
+                remedy="ask the vendor for a licence of this package, or for a package that was trained for this buyer",
+            )
+        if licence.terms.input_key_id is None:
             return
         if keys.confirmation_key is None:
             _mismatch()

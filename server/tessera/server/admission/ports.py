@@ -29,6 +29,8 @@ class Offer:
     """Id of the input key its inputs are transformed with; None when they are plain."""
     max_batch: int
     """Most samples in one request."""
+    input_key_ids: frozenset[str] = frozenset()
+    """Ids of the bound keys of a model for several buyers; `input_key_id` is None then."""
     tier_keys: bool = False
     """Whether its tiers have keys, so that a grant must carry one."""
 

@@ -393,6 +393,7 @@ def _offer(manifest: Manifest) -> Offer:
         tiers=frozenset(tier.tier for tier in manifest.tiers),
         tier_keys=bool(manifest.patches),
         input_key_id=manifest.input_key_id,
+        input_key_ids=frozenset(manifest.input_key_ids),
         max_batch=manifest.max_batch,
     )
 

@@ -68,7 +68,7 @@ class LicensingService(pb_grpc.LicensingServiceServicer):
         session = self._gate.complete(opening, past_samples)
         await self._prepare_degrading(session)
         _log.info("session opened", **_named(session), tier=session.tier, notice=session.notice)
-        return self._opened(session, replies.model_contract(manifest, session.tier, max_batch))
+        return self._opened(session, replies.model_contract(manifest, opening.licence, session.tier, max_batch))
 
     async def RenewSession(self, request: pb.RenewSessionRequest, context: Context) -> pb.RenewSessionResponse:
         """Extend the session of the bearer token by a fresh proof."""

@@ -24,8 +24,8 @@ def node_identity(node: PublicIdentity) -> types_pb2.NodeIdentity:
     return types_pb2.NodeIdentity(node_id=node.key_id, verify_key=node.verify_key, seal_key=node.seal_key)
 
 
-def model_contract(manifest: Manifest, tier: int, max_batch: int) -> types_pb2.ModelContract:
-    """Return what a buyer must know to call the model, served at `tier` in requests of up to `max_batch` samples."""
+def model_contract(manifest: Manifest, licence: Licence, tier: int, max_batch: int) -> types_pb2.ModelContract:
+    """Return what the licence's buyer must know to call the model, at `tier`, up to `max_batch` samples a request."""
     return types_pb2.ModelContract(
         name=manifest.model,
         version=manifest.version,
@@ -34,7 +34,7 @@ def model_contract(manifest: Manifest, tier: int, max_batch: int) -> types_pb2.M
         inputs=[_tensor(spec) for spec in manifest.inputs],
         outputs=[_tensor(spec) for spec in manifest.outputs],
         transform="" if manifest.transform is None else _json(manifest.transform),
-        input_key_id=manifest.input_key_id or "",
+        input_key_id=licence.terms.input_key_id or "",
         max_batch=max_batch,
     )
 
