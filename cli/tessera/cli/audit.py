@@ -133,15 +133,13 @@ def _of_package(
     passphrase_file: Path | None,
 ) -> "Subject":
     from tessera.cli import loading
-    from tessera.keystore.package import open_package
     from tessera.protect import audit as room
 
     if not issuer:
         raise typer.BadParameter("a package needs --issuer, the public identity of who signed it")
     held = loading.package_secrets(secrets or secrets_beside(path), passphrase_file)
-    with reading(path, kinds.PACKAGE), open_package(path, loading.issuers(issuer)) as sealed:
-        opened = sealed.unlock(held.content_key, check_digests=True)
-        return room.subject_of_package(opened, key or held.input_key, tier_key=held.tier_key, task=task)
+    with reading(path, kinds.PACKAGE):
+        return room.subject_of_file(path, loading.issuers(issuer), held, key=key, task=task)
 
 
 def _of_checkpoint(path: Path, key: "InputKey | None", task: "TrainingTask | None") -> "Subject":
@@ -155,16 +153,19 @@ def _of_checkpoint(path: Path, key: "InputKey | None", task: "TrainingTask | Non
 
 
 def _document(report: "Report", out: Path) -> dict[str, Any]:
-    from tessera.protect.audit import measured
+    from tessera.protect.audit import measured, tiers_measured
 
-    found = measured(report.results)
+    found, tiers, subject = measured(report.results), tiers_measured(report.results), report.subject
     return {
         "report": str(out / "report.html"),
         "json": str(out / "report.json"),
-        "transform": str(report.subject.spec),
+        "transform": None if subject.lock is None else str(subject.lock.spec),
+        "tiers": None if subject.cut is None else subject.cut.tiers,
         "metric": report.sample.metric,
         "right_key": None if found is None else round(found.right, 4),
         "plain": None if found is None or found.plain is None else round(found.plain, 4),
+        "full_model": None if tiers is None else round(tiers.full, 4),
+        "file_alone": None if tiers is None else round(tiers.alone, 4),
         "cut_short": any(row.cut_short for result in report.results for row in result.rows),
         "seconds": round(report.seconds, 1),
         "verdicts": {verdict.attacker: verdict.level for verdict in report.verdicts},

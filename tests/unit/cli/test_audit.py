@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from support.cli import document, invoke, refusal
+from tessera.keystore.grant import save_package_secrets
+from tessera.keystore.identity import Identity
 from tessera.keystore.keyfile import save_input_key
 from tessera.keystore.secrets import InputKey
-from tessera.protect import TrainingTask, bundle_of, recipe, train, write_bundle
+from tessera.protect import TrainingTask, bundle_of, read_bundle, recipe, seal_bundle, train, write_bundle
 from tessera.protect.data import digits
+from tessera.protect.selective import Settings, encrypt_bundle
 from tessera.transforms import TransformSpec
 
 KEY = InputKey(bytes(range(1, 33)))
@@ -48,7 +51,9 @@ def test_one_command_writes_both_reports(desk: Path, tmp_path: Path) -> None:
     assert told["cut_short"] is True
     found = json.loads(Path(told["json"]).read_bytes())
     assert (found["transform"], found["budget"]["name"], found["budget"]["minutes"]) == ("np:4", "quick", 0.05)
-    assert len(found["attacks"]) == 8
+    names = [entry["name"] for entry in found["attacks"]]
+    assert {"no-key", "greedy-search", "fine-tuning", "ffx-statistics"} <= set(names)
+    assert not any(name.startswith("tier-") for name in names)
     page = Path(told["report"]).read_bytes()
     assert b"Verdicts" in page
     assert KEY.reveal().hex().encode() not in page
@@ -67,6 +72,31 @@ def test_one_attack_of_a_recipe_for_people(desk: Path, tmp_path: Path) -> None:
     assert [entry["name"] for entry in json.loads((tmp_path / "audit" / "report.json").read_bytes())["attacks"]] == [
         "no-key"
     ]
+
+
+@pytest.mark.slow
+def test_tiers_are_audited_in_a_bundle_and_in_a_package(desk: Path, tmp_path: Path) -> None:
+    """Without an input key; tier keys are tried on the bundle as it would be sealed, and on the package itself."""
+    tiered = encrypt_bundle(read_bundle(desk / "plain"), digits(), Settings(budget=0.2, fractions=(0.0, 0.5, 1.0)))
+    write_bundle(tiered.bundle, tmp_path / "tiered")
+    issuer = Identity.generate("issuer", "acme")
+    (tmp_path / "acme.pub").write_bytes(issuer.public.to_json())
+    _, secrets = seal_bundle(
+        tiered.bundle, tmp_path / "digits.tessera", issuer=issuer, model="digits", version=1, now_s=1_800_000_000
+    )
+    save_package_secrets(tmp_path / "digits.tessera.secrets", secrets)
+    for model, options in (("tiered", ()), ("digits.tessera", ("--issuer", tmp_path / "acme.pub"))):
+        told = document(
+            *("protect", "audit", tmp_path / model, *options, "--samples", desk / "sample.npz"),
+            *("--attack", "tier-quality", "--attack", "tier-keys", "--out", tmp_path / f"audit-{model}"),
+        )
+        assert told["verdicts"] == {
+            "T0": told["verdicts"]["T0"], "T1": "not measured", "T2": "not measured", "T3": "holds",
+        }  # fmt: skip
+        assert (told["tiers"], told["transform"], told["right_key"]) == (3, None, None)
+        assert told["full_model"] > told["file_alone"]
+        found = json.loads(Path(told["json"]).read_bytes())
+        assert found["tiers"] == ["tier-0", "tier-1", "full"]
 
 
 @pytest.mark.slow

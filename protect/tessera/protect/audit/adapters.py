@@ -1,8 +1,9 @@
 """Something small in front of the frozen model that learns to key images, from a few labelled ones and no key.
 
-SHF and NP are one affine map for all blocks, FFX is a table for each place of a block; both can be learned by following
-the model's own loss back through it. A model whose first operation looks bytes up lets no gradient out, so there the
-first layer's own weights are trained in place of something in front of it.
+SHF and NP are one affine map for all blocks, FFX is a table for each place of a block, an isnn is a small change that
+may follow the block; all can be learned by following the model's own loss back through them. A model whose first
+operation looks bytes up lets no gradient out, so there the first layer's own weights are trained in place of something
+in front of it.
 """
 
 import math
@@ -99,6 +100,31 @@ class TableFront(nn.Module):
         return (found + 1.0) * 127.5
 
 
+class PatternFront(nn.Module):
+    """Float pixels 0 … 255 plus a change of at most twice epsilon that may follow the image.
+
+    Two convolutions that take a block apart and put it together again, with what lies between them free, and a bias for
+    every place of a block: what it takes to express an isnn in either form. It begins with almost no change.
+    """
+
+    def __init__(self, channels: int, block: int, epsilon: int) -> None:
+        super().__init__()
+        values = channels * block * block
+        hidden = min(256, 2 * values)
+        self.seen = nn.Conv2d(channels, hidden, block, stride=block)
+        self.shown = nn.Conv2d(hidden, values, 1)
+        self.place = nn.PixelShuffle(block)
+        self._reach = 2.0 * epsilon
+        with torch.no_grad():
+            self.shown.weight.mul_(0.1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the changed images."""
+        scaled = image.float() / 127.5 - 1.0
+        change: Tensor = torch.tanh(self.place(self.shown(torch.tanh(self.seen(scaled)))))
+        return (image.float() + self._reach * change).clamp(0, 255)
+
+
 def lets_gradients_out(model: nn.Module, images: Tensor) -> bool:
     """Tell whether the loss of `model` says anything about its pixels: not when it looks them up as whole bytes."""
     probe = images[:1].float().requires_grad_()
@@ -118,6 +144,9 @@ def _front(
         weights = _first_weights(model)
         return None, weights, "the model looks bytes up, so the weights of its first layer were trained in place of one"
     channels, block = subject.shape[0], math.lcm(*(step.block for step in subject.spec.steps))
+    if subject.spec.perturbation is not None:
+        pattern = PatternFront(channels, block, subject.spec.perturbation.epsilon).to(device)
+        return pattern, list(pattern.parameters()), _PATTERN_WORDS
     parts: list[nn.Module] = []
     if "ffx" in subject.kinds:
         parts.append(TableFront(channels, block))
@@ -128,6 +157,8 @@ def _front(
     words = [_WORDS[type(part)] for part in parts]
     return front, list(front.parameters()), f"{' followed by '.join(words)}, blocks of {block}x{block}"
 
+
+_PATTERN_WORDS: Final = "a small network that changes each value by at most twice epsilon, block by block"
 
 _WORDS: Final[dict[type[nn.Module], str]] = {
     LinearFront: "one linear map for all blocks",

@@ -35,7 +35,9 @@ class Budget:
     evaluations: int
     """Keys that each key search tries."""
     steps: int
-    """Training steps of each adapter and of each fine-tuning."""
+    """Training steps of each adapter, of each fine-tuning and of each retraining of a tier."""
+    lower_tiers: int = 1
+    """Tiers between the file alone and the full model from which retraining starts as well."""
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes <= MAX_MINUTES:
@@ -44,8 +46,8 @@ class Budget:
                 remedy="Give a number of minutes such as 10, or leave the limit to the budget.",
             )
         counts = (self.held_out, self.wrong_keys, self.random_keys, self.search_images, self.evaluations, self.steps)
-        if min(counts) < 1:
-            raise ApiMisuse("every count of a budget is at least 1")
+        if min(counts) < 1 or self.lower_tiers < 0:
+            raise ApiMisuse("every count of a budget is at least 1, that of lower tiers at least 0")
 
     def within(self, minutes: float) -> "Budget":
         """Return the same budget with another time limit. Raises `ApiMisuse`."""
@@ -65,7 +67,7 @@ BUDGETS: Final[dict[str, Budget]] = {
         ),
         Budget(
             name="full", minutes=240, held_out=1_000_000, wrong_keys=100, random_keys=20_000, search_images=512,
-            evaluations=200_000, steps=4000,
+            evaluations=200_000, steps=4000, lower_tiers=16,
         ),
     )
 }  # fmt: skip

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from tessera.keystore._files import read_limited
 from tessera.keystore.errors import ApiMisuse, Malformed, WrongKey
-from tessera.keystore.package import TensorSpec, UnlockedPackage
+from tessera.keystore.grant import PackageSecrets
+from tessera.keystore.package import TensorSpec, UnlockedPackage, open_package
 from tessera.keystore.proof import input_key_id
 from tessera.keystore.secrets import InputKey
 from tessera.keystore.tiers import TierKey
+from tessera.protect.audit.cut import Cut
 from tessera.protect.audit.programs import TRAINING, ProgramModel
-from tessera.protect.audit.subject import Kind, Sample, Subject, split_sample
+from tessera.protect.audit.subject import Kind, Lock, Sample, Subject, split_sample
+from tessera.protect.audit.tier_loading import Opening, cut_of_bundle, cut_of_package, opening_of
 from tessera.protect.bundle import Bundle
 from tessera.protect.checkpoint import FILE_NAME, MAX_BYTES, restore_weights
 from tessera.protect.data import ArrayDataset, SegmentationDataset
@@ -34,31 +37,56 @@ _PLAIN = "Train it with `tessera protect train --transform … --key …` first;
 
 
 def subject_of_bundle(bundle: Bundle, key: InputKey | None, *, name: str, task: TrainingTask | None = None) -> Subject:
-    """Return a bundle's model as a subject; with `task`, from-scratch training uses the task's own network.
+    """Return a bundle's full model as a subject; with `task`, from-scratch training uses the task's own network.
 
-    Raises `ApiMisuse` for a model without a transform or without its key, `WrongKey` for another key, `Malformed` when
-    the program cannot be loaded.
+    Raises `ApiMisuse` for a model with neither a transform nor tiers or without its key, `WrongKey` for another key,
+    `Malformed` when the program cannot be loaded.
     """
     return _of_program(
-        bundle.program, bundle.tensors, bundle.inputs[0], bundle.outputs[0], bundle.transform, bundle.input_key_id,
-        key, name, task,
+        bundle.program, bundle.tensors, bundle.inputs[0], bundle.outputs[0],
+        _lock(bundle.transform, bundle.input_key_id, key, name), cut_of_bundle(bundle, key), name, task,
     )  # fmt: skip
 
 
-def subject_of_package(
-    package: UnlockedPackage, key: InputKey | None, *, tier_key: TierKey | None = None, task: TrainingTask | None = None
+def subject_of_file(
+    path: Path,
+    issuers: Mapping[str, bytes],
+    secrets: PackageSecrets,
+    *,
+    key: InputKey | None = None,
+    task: TrainingTask | None = None,
 ) -> Subject:
-    """Return a package's model as a subject, decrypted in memory; a package with tiers needs the key of its top tier.
+    """Return the model of the package at `path` as a subject; `key` stands in for an input key that `secrets` lack.
 
-    Raises as `subject_of_bundle`, and what reading a package raises.
+    Every byte is held against the signed digests. Raises as `subject_of_package` and `open_package`.
+    """
+    with open_package(path, issuers) as sealed:
+        return subject_of_package(
+            sealed.unlock(secrets.content_key, check_digests=True),
+            key or secrets.input_key,
+            tier_key=secrets.tier_key,
+            task=task,
+            opening=opening_of(path, issuers, secrets),
+        )
+
+
+def subject_of_package(
+    package: UnlockedPackage,
+    key: InputKey | None,
+    *,
+    tier_key: TierKey | None = None,
+    task: TrainingTask | None = None,
+    opening: Opening | None = None,
+) -> Subject:
+    """Return a package's full model as a subject, decrypted in memory; one with tiers needs the key of its top tier.
+
+    `opening` opens the file again when tier keys are tried on it. Raises as `subject_of_bundle`, and what reading a
+    package raises.
     """
     manifest = package.manifest
     kinds = {text: dtype for dtype, text in SAFETENSORS_DTYPES.items()}
     raw = {part.name: bytearray(part.size) for part in package.tensors}
     package.read_tensors_into(raw)
-    if tier_key is not None:
-        for tier in range(1, tier_key.tier + 1):
-            package.apply_patch(tier_key.at(tier), raw)
     tensors = {
         part.name: (
             torch.frombuffer(raw[part.name], dtype=torch.uint8) if part.size else torch.empty(0, dtype=torch.uint8)
@@ -68,9 +96,10 @@ def subject_of_package(
         for part in package.tensors
     }
     spec = None if manifest.transform is None else TransformSpec.from_json(manifest.transform)
+    name, program = f"{manifest.model} version {manifest.version}", package.read_program()
     return _of_program(
-        package.read_program(), tensors, manifest.inputs[0], manifest.outputs[0], spec, manifest.input_key_id, key,
-        f"{manifest.model} version {manifest.version}", task,
+        program, tensors, manifest.inputs[0], manifest.outputs[0], _lock(spec, manifest.input_key_id, key, name),
+        cut_of_package(package, program, tensors, tier_key, opening), name, task,
     )  # fmt: skip
 
 
@@ -101,8 +130,7 @@ def subject_of_module(
         victim=lambda: copy.deepcopy(kept),
         fresh=lambda seed: _fresh(task, spec, seed),
         shape=task.shape,
-        spec=spec,
-        key=key,
+        lock=Lock(spec, key),
         kind=task.kind,
         classes=task.class_count,
         training="the recipe's own network, batch norms and dropout in training mode",
@@ -160,41 +188,35 @@ def _of_program(
     tensors: Mapping[str, Tensor],
     takes: TensorSpec,
     gives: TensorSpec,
-    spec: TransformSpec | None,
-    key_id: str | None,
-    key: InputKey | None,
+    lock: Lock | None,
+    cut: Cut | None,
     name: str,
     task: TrainingTask | None,
 ) -> Subject:
-    if spec is None or key_id is None:
-        raise ApiMisuse(f"{name} takes plain inputs, so there is nothing to audit", remedy=_PLAIN)
-    if key is None:
-        raise ApiMisuse(
-            f"{name} was trained with the input key {key_id}, and without it no attack can be judged",
-            remedy="Give that key with --key; it does not appear in the report.",
-        )
-    _check_key(key, key_id)
+    if lock is None and cut is None:
+        raise ApiMisuse(f"{name} takes plain inputs and has no tiers, so there is nothing to audit", remedy=_PLAIN)
     shape, kind, classes = _contract(takes, gives)
     if task is not None and (task.shape, task.kind) != (shape, kind):
         raise ApiMisuse(
             f"the recipe {task.name} is a {task.kind} of {task.shape}, and the model a {kind} of {shape}",
             remedy="Give the recipe that the model was trained with.",
         )
-    first = ProgramModel(program, tensors)  # says at once when they do not belong together
+    weights = tensors if cut is None else cut.state(cut.tiers)
+    first = ProgramModel(program, weights)  # says at once when they do not belong together
     del first
 
     def fresh(seed: int) -> nn.Module:
-        made = ProgramModel(program, tensors)
+        made = ProgramModel(program, weights)
         made.reset(seed)
         return made
 
     return Subject(
         name=name,
-        victim=lambda: ProgramModel(program, tensors),
-        fresh=fresh if task is None else lambda seed: _fresh(task, spec, seed),
+        victim=lambda: ProgramModel(program, weights),
+        fresh=fresh if task is None else lambda seed: _fresh(task, None if lock is None else lock.spec, seed),
         shape=shape,
-        spec=spec,
-        key=key,
+        lock=lock,
+        cut=cut,
         kind=kind,
         classes=classes,
         training=TRAINING if task is None else f"{TRAINING}; from scratch: the recipe's own network, fresh",
@@ -219,6 +241,19 @@ def _contract(takes: TensorSpec, gives: TensorSpec) -> tuple[tuple[int, int, int
     )
 
 
+def _lock(spec: TransformSpec | None, key_id: str | None, key: InputKey | None, name: str) -> Lock | None:
+    """Return what a model's inputs are transformed with. Raises `ApiMisuse` without its key, `WrongKey` for another."""
+    if spec is None or key_id is None:
+        return None
+    if key is None:
+        raise ApiMisuse(
+            f"{name} was trained with the input key {key_id}, and without it no attack can be judged",
+            remedy="Give that key with --key; it does not appear in the report.",
+        )
+    _check_key(key, key_id)
+    return Lock(spec, key)
+
+
 def _check_key(key: InputKey, key_id: str) -> None:
     if not input_key_id(key) == key_id:
         raise WrongKey(
@@ -228,7 +263,7 @@ def _check_key(key: InputKey, key_id: str) -> None:
         )
 
 
-def _fresh(task: TrainingTask, spec: TransformSpec, seed: int) -> nn.Module:
+def _fresh(task: TrainingTask, spec: TransformSpec | None, seed: int) -> nn.Module:
     """Return the task's network as it is before training; `prepare` sees plain images, as this attacker does."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,9 +1,7 @@
 """The report as files: `report.html`, one page that needs nothing else, and `report.json` with the same numbers."""
 
-import base64
 import json
 import math
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Final
@@ -11,32 +9,24 @@ from typing import Final
 from tessera.keystore._files import PUBLIC_MODE, write_atomically
 from tessera.keystore.errors import Unavailable
 from tessera.keystore.proof import input_key_id
-from tessera.protect.audit.plots import draw
-from tessera.protect.audit.result import AttackResult, Row
+from tessera.protect.audit.result import AttackResult
 from tessera.protect.audit.run import Report
-from tessera.protect.audit.table import Attack
+from tessera.protect.audit.sections import Marks, section
+from tessera.protect.audit.summary import LEVELS, css_class, numbers, strip
+from tessera.protect.audit.tier_localisation import BAR
+from tessera.protect.audit.tier_verdict import AUC_FALLS, tiers_measured
 from tessera.protect.audit.verdict import (
     FALLS,
     FLOORS,
     GAIN_FALLS,
     GAIN_HOLDS,
     HOLDS,
-    Level,
-    Measured,
     Verdict,
     measured,
 )
 from tessera.protect.curves import METRIC_WORDS
 
 HTML, JSON = "report.html", "report.json"
-
-_LEVELS: Final[dict[Level, str]] = {
-    "holds": "held in this audit",
-    "weak": "weak",
-    "falls": "does not hold",
-    "not measured": "not measured",
-}
-"""What a level is called in front of people."""
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -57,19 +47,21 @@ def write_report(report: Report, folder: Path) -> None:
 
 def render(report: Report) -> str:
     """Return the page: self-contained HTML, its pictures inline. Raises `MissingExtra` without matplotlib."""
-    found = measured(report.results)
-    verdicts = report.verdicts
+    found, tiers = measured(report.results), tiers_measured(report.results)
+    verdicts, words = report.verdicts, METRIC_WORDS[report.sample.metric]
+    keyed = Marks(None, None, "") if found is None else Marks(found.right, found.floor, "right key")
+    cut = Marks(None, None, "") if tiers is None else Marks(tiers.full, tiers.floor, "full model")
     title = f"Attack report: {report.subject.name}"
     body = (
         f"<h1>{escape(title)}</h1>",
         _lead(report),
-        _numbers(report, found),
-        _strip(verdicts),
+        numbers(report, found, tiers),
+        strip(verdicts),
         _not_finished(report),
         "<h2>The attacks</h2>",
         _how_judged(report),
         *(
-            _attack(attack, result, found, report)
+            section(attack, result, cut if "tiers" in attack.protections else keyed, words)
             for attack, result in zip(report.attacks, report.results, strict=True)
         ),
         _verdicts(verdicts),
@@ -86,41 +78,22 @@ def render(report: Report) -> str:
 
 def _lead(report: Report) -> str:
     subject = report.subject
+    protections = []
+    if subject.lock is not None:
+        protections.append(
+            f"whose inputs are transformed with <b>{escape(str(subject.lock.spec))}</b> under a secret key"
+        )
+    if subject.cut is not None:
+        protections.append(
+            f"that is sold in <b>{subject.cut.tiers} tiers</b>: the weights that make a tier better than the one below "
+            "are encrypted, with decoys in their place"
+        )
+    missing = "no key" if subject.cut is None else "not all keys"
     return (
-        f"<p>A {subject.kind} model whose inputs are transformed with <b>{escape(str(subject.spec))}</b> under a "
-        "secret key. This page says what it is worth to somebody who has the model file and no key. Every number "
-        "was measured on images that the attacker did not have; nothing is estimated.</p>"
+        f"<p>A {subject.kind} model {', and '.join(protections)}. This page says what it is worth to somebody who has "
+        f"the model file and {missing}. Every number was measured on images that the attacker did not have; nothing is "
+        "estimated.</p>"
     )
-
-
-def _numbers(report: Report, found: Measured | None) -> str:
-    """The few numbers that everything else lies between."""
-    if found is None:
-        return "<p class=warn>The scores with and without the key were not measured: run the attack <i>no-key</i>.</p>"
-    few = [score for score in (found.searched, found.adapter_few) if score is not None]
-    tuned = [score for _, score, _ in found.tuned]
-    shown = (
-        ("with the right key", found.right),
-        ("plain images, no key", found.plain),
-        ("random wrong keys, on average", found.wrong_mean),
-        ("best attack with a few labelled images", max(few, default=None)),
-        ("trained further on up to 10 % of the data", max(tuned, default=None)),
-        ("blind guessing", found.floor),
-    )
-    words = METRIC_WORDS[report.sample.metric]
-    cells = (f"<div><b>{_percent(value)}</b><span>{label}</span></div>" for label, value in shown if value is not None)
-    return f"<div class=numbers>{''.join(cells)}</div><p class=small>All in {words}.</p>"
-
-
-def _strip(verdicts: list[Verdict]) -> str:
-    if not verdicts:
-        return ""
-    cells = (
-        f"<a class='{_css(verdict.level)}' href='#verdicts'><b>{verdict.attacker}</b> {_LEVELS[verdict.level]}"
-        f"<span>{escape(verdict.who)}</span></a>"
-        for verdict in verdicts
-    )
-    return f"<div class=strip>{''.join(cells)}</div>"
 
 
 def _not_finished(report: Report) -> str:
@@ -152,66 +125,14 @@ def _accurate(report: Report) -> str:
     return f", which alone leaves an uncertainty of up to {98 / math.sqrt(len(report.sample.held_out)):.1f} points"
 
 
-def _attack(attack: Attack, result: AttackResult, found: Measured | None, report: Report) -> str:
-    head = f"<section id='{escape(attack.name)}'><h3>{escape(attack.title)}</h3><p>{escape(attack.explained)}</p>"
-    if result.skipped:
-        return f"{head}<p class=small>Not run: {escape(result.skipped)}.</p></section>"
-    picture = draw(
-        result,
-        right=None if found is None else found.right,
-        floor=None if found is None else found.floor,
-        words=METRIC_WORDS[report.sample.metric],
-        axis=attack.axis,
-    )
-    details = "".join(
-        f"<p class=small>{escape(name)}: {escape(value)}.</p>"
-        for name, value in result.details.items()
-        if isinstance(value, str)
-    )
-    spread = result.details.get("interval_of_the_mean_95")
-    if isinstance(spread, list):
-        low, high = result.details["range_of_95_percent_of_keys"]
-        details += (
-            f"<p class=small>Mean over the wrong keys, 95 % interval: {spread[0]:.1%} to {spread[1]:.1%}; the middle "
-            f"95 % of the keys themselves: {low:.1%} to {high:.1%}.</p>"
-        )
-    return f"{head}{_rows(result.rows)}{details}{_picture(picture, attack.title)}</section>"
-
-
-def _rows(rows: Iterable[Row]) -> str:
-    listed = list(rows)
-    beside = any(row.beside is not None for row in listed)
-    head = "<tr><th></th><th>score</th>" + ("<th>from scratch</th><th>gain</th>" if beside else "")
-    return (
-        f"<table>{head}<th>labelled images</th><th>spent</th><th></th></tr>"
-        f"{''.join(_row(row, beside) for row in listed)}</table>"
-    )
-
-
-def _row(row: Row, beside: bool) -> str:
-    cells = [f"<td>{escape(row.label)}</td>", f"<td class=n><b>{_percent(row.score)}</b></td>"]
-    if beside:
-        gain = None if row.score is None or row.beside is None else row.score - row.beside
-        cells += [f"<td class=n>{_percent(row.beside)}</td>", f"<td class=n>{_points(gain)}</td>"]
-    note = "; ".join(text for text in ("<b>cut short</b>" if row.cut_short else "", escape(row.note)) if text)
-    cells += [f"<td class=n>{row.images:,}</td>", f"<td>{row.work:,} {escape(row.unit)}</td>", f"<td>{note}</td>"]
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _picture(raw: bytes | None, title: str) -> str:
-    if raw is None:
-        return ""
-    return f"<img alt='{escape(title, quote=True)}' src='data:image/png;base64,{base64.b64encode(raw).decode()}'>"
-
-
 def _verdicts(verdicts: list[Verdict]) -> str:
     if not verdicts:
         return (
             "<h2 id=verdicts>Verdicts</h2><p>None: without the score of the right key there is nothing to compare.</p>"
         )
     rows = "".join(
-        f"<tr class='{_css(verdict.level)}'><td><b>{verdict.attacker}</b><br>{escape(verdict.who)}</td>"
-        f"<td class=level>{_LEVELS[verdict.level]}</td>"
+        f"<tr class='{css_class(verdict.level)}'><td><b>{verdict.attacker}</b><br>{escape(verdict.who)}</td>"
+        f"<td class=level>{LEVELS[verdict.level]}</td>"
         f"<td>{escape(verdict.says)}<br><i>{escape(verdict.advice)}</i></td></tr>"
         for verdict in verdicts
     )
@@ -219,46 +140,58 @@ def _verdicts(verdicts: list[Verdict]) -> str:
         "<h2 id=verdicts>Verdicts: who is kept out</h2>"
         "<table class=verdicts><tr><th>attacker</th><th>the lock</th><th>measured, and what to do</th></tr>"
         f"{rows}</table>"
-        "<p class=small>By written rules, from the numbers above. An attack undoes the share of the lock that it "
-        "recovers of the distance between blind guessing and the right key. "
-        f"Up to {HOLDS:.0%} the lock held, above {FALLS:.0%} it does not hold, between them it is weak. A0: it holds "
-        f"while the model without a key reaches at most {FLOORS:.0f} times blind guessing. A2: it holds while the "
-        f"stolen file helps by at most {GAIN_HOLDS * 100:.0f} points, and does not above {GAIN_FALLS * 100:.0f}. "
-        "The number of possible keys plays no part: the searches above do not try them all.</p>"
+        f"<p class=small>{_rules(verdicts)}</p>"
     )
 
 
+def _rules(verdicts: list[Verdict]) -> str:
+    """Return the rules of those verdicts that are there."""
+    attackers = {verdict.attacker[0] for verdict in verdicts}
+    return "By written rules, from the numbers above. " + " ".join(
+        text for attacker, text in _RULES.items() if attacker in attackers
+    )
+
+
+_RULES: Final = {
+    "A": "An attack undoes the share of the lock that it recovers of the distance between blind guessing and the right "
+    f"key. Up to {HOLDS:.0%} the lock held, above {FALLS:.0%} it does not hold, between them it is weak. A0: it holds "
+    f"while the model without a key reaches at most {FLOORS:.0f} times blind guessing. A2: it holds while the stolen "
+    f"file helps by at most {GAIN_HOLDS * 100:.0f} points, and does not above {GAIN_FALLS * 100:.0f}. The number of "
+    "possible keys plays no part: the searches above do not try them all.",
+    "T": f"T0: the file alone holds up to {FLOORS:.0f} times blind guessing. T1: it holds while no test has an AUC "
+    f"above {BAR:.2f}, counted from 0.5 in either direction, and does not above {AUC_FALLS:.2f} where the test applies "
+    f"to most of the encrypted units. T2: it holds while retraining brings at most {GAIN_HOLDS * 100:.0f} points more "
+    f"than both the tier as it was and training from scratch, and does not above {GAIN_FALLS * 100:.0f}. T3: it holds "
+    "when every attempt with a lower key ended in an authentication failure.",
+}
+
+
+_NO_CIPHER: Final = "A lock on inputs is no encryption."
+_NO_HIDING: Final = (
+    "Encrypted weights stay closed to whoever lacks their key, but not what they do to whoever can train."
+)
+
+
 def _conditions(report: Report) -> str:
-    budget, subject = report.budget, report.subject
+    budget, subject, lock, cut = report.budget, report.subject, report.subject.lock, report.subject.cut
     facts = (
-        ("transform", str(subject.spec)),
-        ("id of the input key", input_key_id(subject.key)),
+        *(() if lock is None else (("transform", str(lock.spec)), ("id of the input key", input_key_id(lock.key)))),
+        *(() if cut is None else (("tiers, from the lowest", ", ".join(cut.names)),)),
         ("input", "x".join(map(str, subject.shape))),
         ("classes", str(subject.classes)),
         ("budget", f"{budget.name}, at most {budget.minutes:g} minutes; {report.seconds:.0f} seconds were used"),
         ("seed", str(report.seed)),
         ("device", report.device),
-        ("the model while attackers train it", subject.training),
+        *(() if lock is None else (("the model while attackers train it", subject.training),)),
     )
     rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts)
+    limits = " ".join(text for text, there in ((_NO_CIPHER, lock), (_NO_HIDING, cut)) if there is not None)
     return (
         f"<h2>How this was measured</h2><table>{rows}</table>"
-        "<p class=small>A lock on inputs is no encryption. This report does not say that a stronger attack is "
-        "impossible; it says what these attacks reached with this effort. The file itself is protected by the sealed "
-        "package, its users by licences.</p>"
+        f"<p class=small>{limits} This report does not say that a stronger attack is impossible; it says what these "
+        "attacks reached with this effort. The file itself is protected by the sealed package, its users by "
+        "licences.</p>"
     )
-
-
-def _css(level: Level) -> str:
-    return level.replace(" ", "-")
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def _points(value: float | None) -> str:
-    return "–" if value is None else f"{value * 100:+.1f} points"
 
 
 _STYLE: Final = """
@@ -269,17 +202,20 @@ h3{margin-bottom:.2em}
 table{border-collapse:collapse;margin:.6em 0;width:100%}
 th,td{padding:.3em .6em;text-align:left;vertical-align:top;border-bottom:1px solid #eaeef2}
 th{font-weight:600;font-size:.85em;color:#57606a}
-td.n{text-align:right;white-space:nowrap}
+td b{white-space:nowrap}
+td.n,th.n{text-align:right;white-space:nowrap}
+.series th{background:#f6f8fa;padding-top:.5em;color:#1f2328}
+.wide{overflow-x:auto}
 section{margin-bottom:1.6em}
 section p{margin:.3em 0}
 img{max-width:100%;display:block}
 .small{color:#57606a;font-size:.87em}
 .warn{background:#fff8c5;padding:.6em .8em;border-radius:6px}
-.numbers,.strip{display:flex;flex-wrap:wrap;gap:.6em;margin:1em 0 .2em}
-.numbers div{flex:1;min-width:8em;background:#f6f8fa;border-radius:6px;padding:.6em .8em}
+.numbers,.strip{display:grid;grid-template-columns:repeat(auto-fit,minmax(9em,1fr));gap:.6em;margin:1em 0 .2em}
+.numbers div{background:#f6f8fa;border-radius:6px;padding:.6em .8em}
 .numbers b{display:block;font-size:1.5em}
 .numbers span{font-size:.85em;color:#57606a}
-.strip a{flex:1;min-width:9em;border-radius:6px;padding:.5em .7em;color:inherit;text-decoration:none}
+.strip a{border-radius:6px;padding:.5em .7em;color:inherit;text-decoration:none}
 .strip span{display:block;font-size:.78em;color:#424a53}
 .strip .holds,.holds .level{background:#dafbe1}
 .strip .weak,.weak .level{background:#fff1c2}

@@ -1,9 +1,13 @@
 """What an attack found: rows of one form, so that the report shows attacks that it has never heard of."""
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 NO_TIME: Final = "not run: time ran out before it began"
+
+Scale = Literal["quality", "auc", "opened"]
+"""What the scores of a result are: the held-out measure; the area under a ROC curve, where 0.5 tells nothing; or the
+share of attempts that opened something."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,12 @@ class Row:
     """Where a row is one of a series: images, pairs or the share of the data."""
     beside: float | None = None
     """The same without our model: trained from scratch."""
+    before: float | None = None
+    """The same before the attack."""
+    best: float | None = None
+    """The highest along the way, chosen by the judge's images: an upper bound for an attacker who stops in time."""
+    series: str = ""
+    """Rows of one name are one line of the picture."""
     cut_short: bool = False
     """Whether time ran out before the planned work was done."""
     note: str = ""
@@ -33,6 +43,9 @@ class Row:
             "label": self.label,
             "score": _rounded(self.score),
             "from_scratch": _rounded(self.beside),
+            "before": _rounded(self.before),
+            "best": _rounded(self.best),
+            "series": self.series,
             "at": self.at,
             "images": self.images,
             "work": self.work,
@@ -53,6 +66,7 @@ class AttackResult:
     seconds: float = 0.0
     details: dict[str, Any] = field(default_factory=dict)
     """Further measurements, JSON values; never key material."""
+    scale: Scale = "quality"
 
     @property
     def best(self) -> float | None:
@@ -65,6 +79,7 @@ class AttackResult:
             "name": self.name,
             "skipped": self.skipped,
             "seconds": round(self.seconds, 1),
+            "scale": self.scale,
             "rows": [row.to_json() for row in self.rows],
             "details": self.details,
         }

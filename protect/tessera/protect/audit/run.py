@@ -15,6 +15,7 @@ from tessera.protect.audit.budget import Advance, Budget, Meter
 from tessera.protect.audit.result import AttackResult
 from tessera.protect.audit.subject import Sample, Subject, some
 from tessera.protect.audit.table import Attack, chosen_attacks
+from tessera.protect.audit.tier_verdict import TIER_RULES, tier_verdicts, tiers_measured
 from tessera.protect.audit.verdict import RULES, Verdict, measured, to_json, verdicts
 from tessera.protect.optimise import usable_device
 
@@ -41,9 +42,9 @@ class Report:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """The verdicts on A0 to A4; empty when the score with the right key was not measured."""
-        found = measured(self.results)
-        return [] if found is None else verdicts(found)
+        """The verdicts on those whom the attacks stand for; none where what they start from was not measured."""
+        found, tiers = measured(self.results), tiers_measured(self.results)
+        return [*(verdicts(found) if found is not None else ()), *(tier_verdicts(tiers) if tiers is not None else ())]
 
     def to_json(self) -> dict[str, Any]:
         """Return the object kept in report.json."""
@@ -51,9 +52,10 @@ class Report:
         return {
             "format": FORMAT,
             "model": subject.name,
-            "protection": subject.protection,
-            "transform": str(subject.spec),
-            "input_key_id": input_key_id(subject.key),
+            "protection": ", ".join(sorted(subject.protections)),
+            "transform": None if subject.lock is None else str(subject.lock.spec),
+            "input_key_id": None if subject.lock is None else input_key_id(subject.lock.key),
+            "tiers": [] if subject.cut is None else list(subject.cut.names),
             "kind": subject.kind,
             "metric": sample.metric,
             "classes": subject.classes,
@@ -70,7 +72,7 @@ class Report:
             "cut_short": any(row.cut_short for result in self.results for row in result.rows),
             "torch_version": torch.__version__,
             "verdicts": to_json(self.verdicts),
-            "verdict_rules": RULES,
+            "verdict_rules": RULES | (TIER_RULES if subject.cut is not None else {}),
             "attacks": [result.to_json() for result in self.results],
         }
 
@@ -87,11 +89,13 @@ def audit(
 ) -> Report:
     """Attack `subject` with `sample` within `budget` and return what was found.
 
-    All attacks are run unless `attacks` names some. Deterministic for the same arguments and machine, as long as no row
-    says that time cut it short. Raises `NotFound` for an unknown attack, `ApiMisuse` when sample and subject do not
-    belong together, `Unavailable` for an absent device.
+    All attacks on what protects it are run unless `attacks` names some. Deterministic for the same arguments and
+    machine, as long as no row says that time cut it short. Raises `NotFound` for an unknown attack, `ApiMisuse` when
+    sample and subject do not belong together, `Unavailable` for an absent device.
     """
     where, chosen = usable_device(device), chosen_attacks(attacks)
+    if attacks is None:
+        chosen = [attack for attack in chosen if attack.fits(subject)]
     judged = _checked(subject, sample, budget, seed)
     begun = time.monotonic()
     results = []

@@ -9,51 +9,85 @@ from torch import Tensor, nn
 
 from tessera.keystore.errors import ApiMisuse
 from tessera.keystore.secrets import InputKey
+from tessera.protect.audit.cut import Cut
 from tessera.protect.augment import Augmentation, PairAugmentation
 from tessera.protect.data import ArrayDataset, SegmentationDataset
 from tessera.protect.evaluate import LabelledImages, Metric, metric_of
 from tessera.transforms import Transform, TransformSpec
 
 Kind = Literal["classification", "segmentation"]
-Protection = Literal["keyed-input"]
+Protection = Literal["keyed-input", "tiers"]
 """What protects a subject; each attack of the table says which it applies to."""
 
 MIN_IMAGES: Final = 20
 """Fewest labelled images that can be split into an attacker's and a judge's part."""
 
 
+@dataclass(frozen=True)
+class Lock:
+    """What a model's inputs are transformed with: a public spec, and the key that is for the judge alone."""
+
+    spec: TransformSpec
+    key: InputKey = field(repr=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A protected model as an attacker holds it: the whole model and the public spec; the key is for the judge alone.
+    """A protected model as an attacker holds it: the whole model and what is public of its protections.
 
-    `victim()` gives a fresh copy of the protected model each time, `fresh(seed)` the same network with untrained
-    weights; both take uint8 (N, C, H, W), and train and eval modes work on them. Raises `TransformError` when the spec
-    does not fit `shape`.
+    `victim()` gives a fresh copy of the full model each time, `fresh(seed)` the same network with untrained weights;
+    both take uint8 (N, C, H, W), and train and eval modes work on them. Raises `TransformError` when the lock's spec
+    does not fit `shape`, and `ApiMisuse` for a model that nothing protects.
     """
 
     name: str
     victim: Callable[[], nn.Module] = field(repr=False)
     fresh: Callable[[int], nn.Module] = field(repr=False)
     shape: tuple[int, int, int]
-    spec: TransformSpec
-    key: InputKey = field(repr=False)
+    lock: Lock | None = None
+    """None where the model takes plain inputs."""
+    cut: Cut | None = field(default=None, repr=False)
+    """How its weights are cut into tiers; None where they are not."""
     kind: Kind = "classification"
     classes: int = 10
     training: str = ""
     """How `victim` and `fresh` behave in training mode, for the report."""
     augment: Augmentation | PairAugmentation | None = field(default=None, repr=False)
     """The recipe's own augmentation, which attackers use as well."""
-    protection: Protection = "keyed-input"
 
     def __post_init__(self) -> None:
         if self.classes < 2 or self.kind not in ("classification", "segmentation"):
             raise ApiMisuse(f"an audit needs two classes or more of a known kind, not {self.classes} of {self.kind!r}")
-        Transform(self.spec, self.key, *self.shape)
+        if self.lock is not None:
+            Transform(self.lock.spec, self.lock.key, *self.shape)
+        if not self.protections:
+            raise ApiMisuse(f"{self.name} takes plain inputs and has no tiers, so there is nothing to audit")
+
+    @property
+    def protections(self) -> frozenset[Protection]:
+        """What protects it."""
+        found: dict[Protection, object] = {"keyed-input": self.lock, "tiers": self.cut}
+        return frozenset(name for name, there in found.items() if there is not None)
+
+    @property
+    def spec(self) -> TransformSpec:
+        """The spec of its lock. Raises `ApiMisuse` without one, as `key` does."""
+        return self._locked().spec
+
+    @property
+    def key(self) -> InputKey:
+        """The key of its lock."""
+        return self._locked().key
+
+    def _locked(self) -> Lock:
+        if self.lock is None:
+            raise ApiMisuse(f"{self.name} takes plain inputs; this attack needs a keyed model")
+        return self.lock
 
     @property
     def kinds(self) -> frozenset[str]:
-        """The kinds of the steps in its spec."""
-        return frozenset(step.kind for step in self.spec.steps)
+        """The kinds of the steps in its spec; none where inputs are plain."""
+        return frozenset(() if self.lock is None else (step.kind for step in self.lock.spec.steps))
 
 
 @dataclass(frozen=True)

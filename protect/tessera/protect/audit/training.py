@@ -1,7 +1,7 @@
 """The one training loop of all attackers: Adam, a rate that falls along a cosine, batches drawn from what they have."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -30,11 +30,13 @@ def fit(
     training: bool,
     augment: Augmentation | PairAugmentation | None = None,
     exactly: int | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> int:
     """Train the weights `trained` of `model` on `data` for `steps` batches; return how many there was time for.
 
     `training` is the mode of batch norms and dropout. The cosine is over the planned steps; where time cuts it short,
-    the rate is still high. With `exactly`, so many of the steps are done however long they take.
+    the rate is still high. With `exactly`, so many of the steps are done however long they take. `watch` is told how
+    many are done after each, and leaves the model's mode as it was.
     """
     learner = torch.optim.Adam(trained, lr=rate)
     draws = torch.Generator().manual_seed(seed)
@@ -54,6 +56,8 @@ def fit(
             torch.autograd.backward(loss_of(model(pixels), theirs, data).mean())
             learner.step()
             meter.did()
+            if watch is not None:
+                watch(step + 1)
     return steps
 
 

@@ -5,6 +5,7 @@
     A2   has 1 to 10 % of the training data
     A3   has the public model from which this one was made
     A4   a licensed buyer who looks into the memory of the own machine
+    A5   who sees keyed images pass, as the operator of a node does; only where the spec is one `ffx` step
 
 The measure is the share of the lock that an attack undid: (score - floor) / (right key - floor), where the floor is
 what always giving the commonest class reaches. Of A0 the rule is the level itself: at most twice the floor.
@@ -23,7 +24,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tessera.protect.audit import adapters, fine_tuning, keyless, known_pairs, searching
+from tessera.protect.audit import (
+    adapters,
+    averaging,
+    fine_tuning,
+    inversion,
+    keyless,
+    known_pairs,
+    pattern_pairs,
+    searching,
+    substitution,
+)
 from tessera.protect.audit.result import AttackResult, Row
 
 Level = Literal["holds", "weak", "falls", "not measured"]
@@ -60,6 +71,8 @@ class Measured:
     wrong_best: float | None = None
     searched: float | None = None
     """Best of all key searches."""
+    inverted: float | None = None
+    """Best perturbation for all images that was optimised on up to `FEW_IMAGES`."""
     adapter_few: float | None = None
     adapter_many: float | None = None
     tuned: tuple[tuple[float, float, float], ...] = ()
@@ -68,6 +81,8 @@ class Measured:
     """(labelled images, the adapter, from scratch with at least as many images)."""
     pairs: tuple[tuple[int, float], ...] = ()
     """(pairs of images, score)."""
+    passing: tuple[tuple[int, float], ...] = ()
+    """(keyed images seen, without labels, score)."""
     cut_short: bool = False
     """Whether time ran out in one of the attacks: a patient thief reaches more."""
 
@@ -101,7 +116,8 @@ def measured(results: Iterable[AttackResult]) -> Measured | None:
     if base is None or not base.rows:
         return None
     scores = {row.label: row.score for row in base.rows}
-    adapter, tuning, pairs = (_rows(found, name) for name in (adapters.NAME, fine_tuning.NAME, known_pairs.NAME))
+    adapter, tuning = (_rows(found, name) for name in (adapters.NAME, fine_tuning.NAME))
+    pairs = [row for name in _PAIRED for row in _rows(found, name)]
     return Measured(
         right=scores[keyless.RIGHT] or 0.0,
         floor=float(base.details["chance"]),
@@ -109,6 +125,7 @@ def measured(results: Iterable[AttackResult]) -> Measured | None:
         wrong_mean=scores[keyless.WRONG],
         wrong_best=scores[keyless.WRONG_BEST],
         searched=_best(row for name in _searches(found) for row in _rows(found, name)),
+        inverted=_best(row for row in _rows(found, inversion.NAME) if (row.at or 0) <= FEW_IMAGES),
         adapter_few=_best(row for row in adapter if (row.at or 0) <= FEW_IMAGES),
         adapter_many=_best(row for row in adapter if (row.at or 0) > FEW_IMAGES),
         tuned=tuple(
@@ -116,13 +133,19 @@ def measured(results: Iterable[AttackResult]) -> Measured | None:
         ),
         adapted=tuple(_beside(adapter, tuning)),
         pairs=tuple((int(row.at or 0), row.score) for row in pairs if row.score is not None),
+        passing=tuple(
+            (int(row.at or 0), row.score)
+            for row in _rows(found, substitution.NAME)
+            if row.score is not None and not row.images
+        ),
         cut_short=any(row.cut_short for result in found.values() for row in result.rows),
     )
 
 
 def verdicts(found: Measured) -> list[Verdict]:
-    """Return the verdict on each of the attackers A0 to A4; the rules are this module's."""
-    return [_a0(found), _a1(found), _a2(found), _a3(found), _a4(found)]
+    """Return the verdict on each of the attackers A0 to A4, and A5 where there is one; the rules are this module's."""
+    passing = [_a5(found)] if found.passing else []
+    return [_a0(found), _a1(found), _a2(found), _a3(found), _a4(found), *passing]
 
 
 def _a0(found: Measured) -> Verdict:
@@ -150,7 +173,11 @@ def _a0(found: Measured) -> Verdict:
 
 def _a1(found: Measured) -> Verdict:
     who = "Somebody with the file and a few labelled images"
-    ways = {"searching the key": found.searched, f"an adapter trained on up to {FEW_IMAGES} images": found.adapter_few}
+    ways = {
+        "searching the key": found.searched,
+        f"a perturbation optimised on up to {FEW_IMAGES} images": found.inverted,
+        f"an adapter trained on up to {FEW_IMAGES} images": found.adapter_few,
+    }
     known = {words: value for words, value in ways.items() if value is not None}
     if not known:
         return _unmeasured("A1", who)
@@ -209,8 +236,9 @@ def _a4(found: Measured) -> Verdict:
     who = "A licensed buyer, or a program on the buyer's machine, who sees images before and after the transform"
     if not found.pairs:
         return _unmeasured("A4", who)
-    count, score = max(found.pairs, key=lambda pair: pair[1])
-    first, first_score = min(found.pairs)
+    count, score = max(found.pairs, key=lambda pair: (pair[1], -pair[0]))
+    first = min(found.pairs)[0]
+    first_score = max(reached for images, reached in found.pairs if images == first)
     undone = found.undone(score)
     more = "" if count == first else f" With {count} pairs: {score:.0%}."
     plural = "s" if first > 1 else ""
@@ -223,6 +251,24 @@ def _a4(found: Measured) -> Verdict:
         "quota; keep the weights on nodes that the buyer does not control."
     )
     return Verdict(attacker="A4", who=who, level=_level(undone), says=says, advice=advice)
+
+
+def _a5(found: Measured) -> Verdict:
+    count, score = max(found.passing, key=lambda seen: (seen[1], -seen[0]))
+    undone = found.undone(score)
+    return Verdict(
+        attacker="A5",
+        who="Whoever sees keyed images pass, as the operator of a node does; no label, no pair",
+        level=_level(undone),
+        says=f"From {count:,} such images the tables were read off by their statistics, and reach {score:.0%}: that "
+        f"undoes {undone:.0%} of the lock.",
+        advice="Do not count on ffx against somebody who sees keyed images: neither the model nor the images are kept "
+        "from a node's operator by it. Against an operator only contracts and hardware help.",
+    )
+
+
+_PAIRED: Final = (known_pairs.NAME, averaging.NAME, pattern_pairs.NAME)
+"""Attacks by images before and after the transform."""
 
 
 def _level(undone: float) -> Level:

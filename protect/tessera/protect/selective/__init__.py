@@ -18,7 +18,7 @@ from tessera.protect.selective.decoys import DECOYS, DecoySeed, SecretStream, fr
 from tessera.protect.selective.encrypt import Encrypted, Settings, encrypt_bundle
 from tessera.protect.selective.fast_scores import fast_scores
 from tessera.protect.selective.gates import HardConcrete, call_gated, eval_mode, gated
-from tessera.protect.selective.localise import TESTS, auc, localise, mean_auc
+from tessera.protect.selective.localise import TESTS, auc, localise, localise_units, mean_auc, weighted_auc
 from tessera.protect.selective.mask import Normal, mask, mask_error, unmask
 from tessera.protect.selective.measure import psnr_db, share_right, with_state
 from tessera.protect.selective.objective import (
@@ -72,6 +72,7 @@ __all__ = [
     "layers_of",
     "learn_scores",
     "localise",
+    "localise_units",
     "make_decoys",
     "make_plan",
     "mask",
@@ -88,5 +89,6 @@ __all__ = [
     "split",
     "squared_error",
     "unmask",
+    "weighted_auc",
     "with_state",
 ]

@@ -13,7 +13,7 @@ are the measured attacks on the paper's DPRM, the others try what a better decoy
     place        how quiet its output and its input are: where a selector likes to choose, which no decoy can hide
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tessera.keystore.errors import ApiMisuse
 from tessera.protect.selective.decoys import Floats, Mask
-from tessera.protect.selective.plan import Plan
+from tessera.protect.selective.plan import Plan, Units
 from tessera.protect.selective.units import Layer
 
 MAX_NEIGHBOUR_UNITS: Final = 16_384
@@ -114,6 +114,17 @@ TESTS: Final[Mapping[str, Test]] = {
     "place": place,
 }
 
+MEASURES: Final[Mapping[str, str]] = {
+    "smoothness": "how rough a kernel is",
+    "residual": "energy outside the layer's principal directions",
+    "shape": "the same, size left out",
+    "neighbour": "likeness to another unit",
+    "norm": "size",
+    "channel": "size against its row and column",
+    "place": "how quiet its row and column are",
+}
+"""What each test looks at, for people."""
+
 
 def auc(suspicion: Floats, encrypted: Mask) -> float:
     """Return the area under the ROC curve, ties counting half. Raises `ApiMisuse` unless both classes are there."""
@@ -131,22 +142,40 @@ def localise(public: Mapping[str, Tensor], plan: Plan) -> dict[str, dict[str, fl
     The attacker is given the layers that are locked, the tests' signs, and no key. Tests that do not apply are left
     out.
     """
+    return localise_units(public, plan.layers, plan.selected())
+
+
+def localise_units(
+    weights: Mapping[str, Tensor],
+    layers: Iterable[Layer],
+    encrypted: Mapping[str, Units],
+    known: Mapping[str, Units] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Return the same for encrypted units by weight name; `known` ones are true to the attacker's knowledge, and are
+    not compared, though the tests see them.
+    """
     found: dict[str, dict[str, float]] = {}
-    selected = plan.selected()
-    for layer in plan.layers:
-        encrypted = np.zeros(layer.count, dtype=bool)
-        encrypted[selected.get(layer.weight, [])] = True
-        if not encrypted.any() or encrypted.all():
+    for layer in layers:
+        hidden, compared = np.zeros(layer.count, dtype=bool), np.ones(layer.count, dtype=bool)
+        hidden[encrypted.get(layer.weight, [])] = True
+        compared[(known or {}).get(layer.weight, [])] = False
+        if not hidden.any() or hidden[compared].all():
             continue
-        rows = layer.rows(public[layer.weight].detach().cpu().double()).numpy()
+        rows = layer.rows(weights[layer.weight].detach().cpu().double()).numpy()
         scores = {name: test(layer, rows) for name, test in TESTS.items()}
-        found[layer.weight] = {name: auc(score, encrypted) for name, score in scores.items() if score is not None}
+        found[layer.weight] = {
+            name: auc(score[compared], hidden[compared]) for name, score in scores.items() if score is not None
+        }
     return found
 
 
 def mean_auc(found: Mapping[str, Mapping[str, float]], plan: Plan) -> dict[str, float]:
     """Return each test's AUC over the layers of `localise` it applies to, weighted by how many units each locks."""
-    locked = {name: len(units) for name, units in plan.selected().items()}
+    return weighted_auc(found, {name: len(units) for name, units in plan.selected().items()})
+
+
+def weighted_auc(found: Mapping[str, Mapping[str, float]], locked: Mapping[str, int]) -> dict[str, float]:
+    """Return the same where each layer of `found` locks `locked` units."""
     means: dict[str, float] = {}
     for test in TESTS:
         layers = [name for name in found if test in found[name]]

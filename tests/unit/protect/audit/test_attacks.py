@@ -162,7 +162,7 @@ def test_fine_tuning_stands_beside_training_from_scratch() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if not attack.unfit(subject("np:4"))])
 def test_an_attack_repeats_and_says_when_time_ran_out(name: str) -> None:
     """The same seed gives the same result; without time every attack ends with rows that say so."""
     small = replace(SMALL, evaluations=60, random_keys=20, steps=10, wrong_keys=5)

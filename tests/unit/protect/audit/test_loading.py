@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from support import keys
+from support.cut_models import digits_sample, tiered
 from tessera.keystore.errors import ApiMisuse, Conflict, Malformed, NotFound, TesseraError, WrongKey
 from tessera.keystore.package import open_package
 from tessera.keystore.proof import input_key_id
@@ -23,10 +24,12 @@ from tessera.protect.audit import (
     sample_of_task,
     subject_of_bundle,
     subject_of_checkpoint,
+    subject_of_file,
     subject_of_package,
 )
 from tessera.protect.audit.subject import split_sample
 from tessera.protect.data import SegmentationDataset
+from tessera.protect.selective import same_bits
 from tessera.transforms import TransformError, TransformSpec
 
 SPEC = TransformSpec.parse_text("np:4")
@@ -82,6 +85,42 @@ def test_a_package_is_attacked_as_the_model_that_was_sealed(model: nn.Module, bu
         subject = subject_of_package(sealed.unlock(secrets.content_key), secrets.input_key)
     assert subject.name == "tiny version 2"
     assert torch.equal(subject.victim()(IMAGES), model(IMAGES))
+
+
+@pytest.mark.slow
+def test_tiers_are_attacked_from_a_package_as_from_a_bundle(tmp_path: Path) -> None:
+    """The victim is the full model to the bit, lower tiers have their decoys, and keys are tried on the file itself."""
+    bundle = tiered()
+    path = tmp_path / "tiers.tessera"
+    _, secrets = seal_bundle(bundle, path, issuer=keys.ISSUER, model="tiers", version=1, now_s=keys.NOW_S)
+    images = digits_sample().held_out.images[:6]
+    first = subject_of_bundle(bundle, None, name="tiers")
+    second = subject_of_file(path, keys.ISSUERS, secrets)
+    assert first.cut is not None
+    assert second.cut is not None
+    assert first.protections == second.protections == {"tiers"}
+    for tier in range(first.cut.tiers + 1):
+        assert same_bits(first.cut.state(tier), second.cut.state(tier))
+    assert torch.equal(first.victim()(images), second.victim()(images))
+    assert not torch.equal(first.victim()(images), first.cut.model(first.cut.state(0))(images))
+    with second.cut.sealed() as vault:
+        assert (vault.path, vault.top) == (path, secrets.tier_key)
+    with first.cut.sealed() as vault:
+        made = vault.path
+        assert made.exists()
+        assert vault.top.tier == 3
+    assert not made.exists()
+
+
+def test_a_package_in_tiers_needs_the_key_of_its_top_tier(tmp_path: Path) -> None:
+    """Without it, or with a lower one, decoys would be attacked in place of the model."""
+    path = tmp_path / "tiers.tessera"
+    _, secrets = seal_bundle(tiered(), path, issuer=keys.ISSUER, model="tiers", version=1, now_s=keys.NOW_S)
+    assert secrets.tier_key is not None
+    for key in (None, secrets.tier_key.at(2)):
+        with pytest.raises(ApiMisuse, match="key of the highest") as caught:
+            subject_of_file(path, keys.ISSUERS, replace(secrets, tier_key=key))
+        assert ".secrets" in caught.value.remedy
 
 
 def test_a_checkpoint_is_attacked_with_the_recipes_own_network(tmp_path: Path) -> None:

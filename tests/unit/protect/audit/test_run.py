@@ -10,7 +10,7 @@ from support import keys
 from support.audits import CPU, SMALL, patient, sample, subject
 from tessera.keystore.errors import ApiMisuse, NotFound
 from tessera.protect import ArrayDataset, ByteModel, SegmentationDataset
-from tessera.protect.audit import BUDGETS, Meter, Sample, Subject, audit, budget
+from tessera.protect.audit import BUDGETS, Lock, Meter, Sample, Subject, audit, budget
 from tessera.protect.audit.adapters import lets_gradients_out
 from tessera.protect.audit.adapters import run as run_adapter
 from tessera.protect.audit.measure import chance
@@ -115,7 +115,7 @@ def byte_subject(text: str) -> Subject:
         assert isinstance(inner.network, nn.Sequential)
         return ByteModel(stem, inner.network[1]).eval()
 
-    return replace(subject("np:4"), name="bytes", victim=victim, spec=spec)
+    return replace(subject("np:4"), name="bytes", victim=victim, lock=Lock(spec, keys.INPUT_KEY))
 
 
 @pytest.mark.slow
