@@ -64,6 +64,8 @@ class Study:
     schedule: Schedule
     network_schedule: Schedule
     """For all layers at once."""
+    full_images: str = "all"
+    """What `full` judges by, for the record."""
     settings: Mapping[str, Any]
     """What else decides the numbers; recorded, and part of every cache key."""
     most: int | None = None
@@ -190,9 +192,12 @@ def tiers(
     plan = plan_of(study, scores(study, cache, kind, scope), budget, scope, fractions)
     parts = split(study.state, plan, seed=bench_seed(0))
     base: Row = {"study": dict(study.settings), "kind": kind, "budget": budget, "scope": scope, "f": list(fractions)}
-    base |= {"schedules": repr((study.schedule, study.network_schedule))}
+    base |= {"schedules": repr((study.schedule, study.network_schedule)), "judged": study.full_images}
 
     def full(label: str, state: Mapping[str, Tensor]) -> dict[str, float]:
+        if same_bits(state, study.state):
+            label = "plain"  # the same weights give the same answers
+
         def make() -> dict[str, float]:
             values = study.full(study.run(state))
             print(f"{study.name}: {kind} {label} {values}", flush=True)

@@ -32,6 +32,7 @@ from tessera.protect.selective.objective import Batch
 SIGMA: Final = 25.0
 PATCH: Final = 32
 CROP: Final = 128
+TIER_CROP: Final = 160
 ATTACKER_SEED: Final = 3
 
 DNCNN_LAYERS: Final = ("model.4", "model.6", "model.8")
@@ -44,8 +45,11 @@ COMPACT_LAYERS: Final = (0, 1, 3, 5)
 """The same for the compact VGG."""
 
 
-def dncnn(data: Path, *, quick: bool) -> Study:
-    """Return the pretrained denoiser for sigma 25; scores from Train400 without the picture that Set12 shares."""
+def dncnn(data: Path, *, quick: bool, whole: bool = True) -> Study:
+    """Return the pretrained denoiser for sigma 25; scores from Train400 without the picture that Set12 shares.
+
+    Tiers are judged on whole images, or on the middle `TIER_CROP` pixels of each.
+    """
     model = DnCNN()
     load_npz(model, data / "weights" / "dncnn_sigma25_kair.npz")
     train = [_unit(image) for image in denoise_set(data, "Train400")]
@@ -54,13 +58,16 @@ def dncnn(data: Path, *, quick: bool) -> Study:
     crops = torch.stack([_centre(image) for image in tests["BSD68"][:: 12 if quick else 6]])
     if quick:
         tests = {name: [_centre(image) for image in images[:2]] for name, images in tests.items()}
+    judged = (
+        tests if whole else {name: [_centre(image, TIER_CROP) for image in images] for name, images in tests.items()}
+    )
     network = layers_of(model)
 
     def subset(run: Apply) -> float:
         return _mean_psnr(run, list(crops))
 
     def full(run: Apply) -> dict[str, float]:
-        return {name: round(_mean_psnr(run, images), 4) for name, images in tests.items()}
+        return {name: round(_mean_psnr(run, images), 4) for name, images in judged.items()}
 
     def samples(count: int) -> Batch:
         draws = torch.Generator().manual_seed(ATTACKER_SEED)
@@ -84,6 +91,7 @@ def dncnn(data: Path, *, quick: bool) -> Study:
             "subset": f"{len(crops)} centre crops of {CROP}x{CROP} from BSD68",
             "full": {name: len(images) for name, images in tests.items()},
         },
+        full_images="whole images" if whole else f"the middle {TIER_CROP}x{TIER_CROP} pixels of every image",
         samples=samples,
     )  # fmt: skip
 
@@ -132,8 +140,8 @@ def cifar_bundle(
         subset=lambda run: share_right(run, some, labels),
         full=lambda run: {"accuracy": share_right(run, test.images[judged], test.labels[judged])},
         batches=4 if quick else 32,
-        schedule=Schedule(steps=5 if quick else 300),
-        network_schedule=Schedule(steps=5 if quick else 400),
+        schedule=Schedule(steps=5 if quick else 200),
+        network_schedule=Schedule(steps=5 if quick else 300),
         settings={
             "model": name, "layers": [layer.weight for layer in layers], "quick": quick, "batch": 64,
             "subset": f"every {step}th of the 10,000 test images: {len(some)}", "full": len(test.images[judged]),
@@ -188,10 +196,10 @@ def _unit(image: Any) -> Tensor:
     return torch.from_numpy(image).to(torch.float32) / 255
 
 
-def _centre(image: Tensor) -> Tensor:
+def _centre(image: Tensor, side: int = CROP) -> Tensor:
     height, width = image.shape[-2:]
-    top, left = (height - CROP) // 2, (width - CROP) // 2
-    return image[:, top : top + CROP, left : left + CROP]
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[:, top : top + side, left : left + side]
 
 
 __all__ = ["ArrayDataset", "cifar_bundle", "dncnn", "noisy_psnr", "resnet20", "segmentation"]

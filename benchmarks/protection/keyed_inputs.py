@@ -84,8 +84,8 @@ def gpu_plans() -> list[Plan]:
 
 
 def segmentation_plans() -> list[Plan]:
-    """The rows of the segmenter: 180x240 is divided by 2 and 4."""
-    specs = [f"{kind}:{block}" for kind, block in itertools.product(("shf", "np", "ffx"), (2, 4))]
+    """The rows of the segmenter: the recipe's 176x240 is divided by 2, 4, 8 and 16."""
+    specs = [f"{kind}:{block}" for block, kind in itertools.product((4, 2, 8, 16), ("shf", "np", "ffx"))]
     return [Plan("camvid-unet", transform) for transform in (None, *specs)]
 
 

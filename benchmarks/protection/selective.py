@@ -1,6 +1,6 @@
 """What selective encryption withholds, gives back by tier, and loses to attackers.
 
-    python -m benchmarks.protection.selective PART… [--data PATH] [--quick] [--cache DIR] [--bundle DIR]
+    python -m benchmarks.protection.selective PART… [--data PATH] [--quick] [--crops] [--cache DIR] [--bundle DIR]
 
     dncnn         the pretrained denoiser: selectors side by side, PSNR per tier on BSD68 and Set12
     resnet20      the third-party ResNet-20 for CIFAR-10: the same, over 1 to 40 % of the chosen layers and of all
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "tessera-selective")
+    parser.add_argument("--crops", action="store_true", help="judge DnCNN's tiers by the middle of each image only")
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
     for part in asked.parts:
@@ -100,14 +101,15 @@ def main() -> None:
 
 def run_dncnn(asked: argparse.Namespace, cache: Cache) -> None:
     """PSNR without a key by selector and budget, and by tier."""
-    study = dncnn(data_path(asked.data), quick=asked.quick)
+    study = dncnn(data_path(asked.data), quick=asked.quick, whole=not asked.crops)
     quick = asked.quick
     rows = list(sweep(study, cache, DNCNN_BUDGETS[3:4] if quick else DNCNN_BUDGETS, 1 if quick else 3))
     table = tiers(study, cache, "pss", DNCNN_BUDGET, fractions=TIER_FRACTIONS)
-    noisy = cache.rows("dncnn noisy", dict(study.settings), lambda: noisy_psnr(study))
+    settings = {**study.settings, "judged": study.full_images}
+    noisy = cache.rows("dncnn noisy", settings, lambda: noisy_psnr(study))
     table.append({"selector": "pss", "tier": "noisy", "fraction": None, **noisy})
-    short = (2, 3) if quick else (25, 50, 100, 200)
-    agreed = agreement(study, cache, study.chosen[1], short, 4 if quick else 400)
+    short = (2, 3) if quick else (25, 50, 100)
+    agreed = agreement(study, cache, study.chosen[1], short, 4 if quick else 200)
     agreed = agreed if quick else [*agreed, *_times(study, cache)]
     bars = _psnr_bars(table, noisy)
     _record(asked, study, {"sweep": rows, "tiers": table, "agreement": agreed}, bars)
@@ -188,14 +190,14 @@ def _classification(asked: argparse.Namespace, cache: Cache, study: Study) -> No
     quick = asked.quick
     budgets = (CLASS_BUDGET,) if quick else SHARES
     scopes: tuple[Scope, ...] = ("layer", "global")
-    rows = [row for scope in scopes for row in sweep(study, cache, budgets, 1 if quick else 3, scope)]
+    rows = [row for scope in scopes for row in sweep(study, cache, budgets, 1, scope)]
     best: tuple[ScoreKind, ...] = ("pss", "opening")
     repeated = [
         row for scope in scopes for row in sweep(study, cache, (CLASS_BUDGET,), 2 if quick else 20, scope, best)
     ]
     table = [row for kind in best for row in tiers(study, cache, kind, CLASS_BUDGET, "global", TIER_FRACTIONS)]
     layer = max(study.chosen[:3], key=lambda entry: entry.count)
-    agreed = agreement(study, cache, layer, (2, 3) if quick else (30, 100, 300), 4 if quick else 1000)
+    agreed = agreement(study, cache, layer, (2, 3) if quick else (30, 100), 4 if quick else 300)
     agreed = agreed if quick else [*agreed, *_times(study, cache)]
     falls = [_falls(rows, kind, scope) for kind in SELECTORS for scope in scopes]
     bars = [*_class_bars(repeated), *_tier_bars(table)]
@@ -302,11 +304,11 @@ def run_attacks(asked: argparse.Namespace, cache: Cache) -> None:
     denoiser = dncnn(data, quick=quick)
     classifier = resnet20(data, quick=quick)
     few = (2,) if quick else (2, 10, 100)
-    steps = 4 if quick else 200
+    steps = 4 if quick else 80
     shown = {
-        "dncnn": attack(denoiser, cache, "pss", DNCNN_BUDGET, few[:2], steps, 2 if quick else 50),
+        "dncnn": attack(denoiser, cache, "pss", DNCNN_BUDGET, few[:2], steps, 2 if quick else 40),
         "resnet20": attack(
-            classifier, cache, "pss", CLASS_BUDGET, few if quick else (*few, 500, 5000), 4 if quick else 300, 100
+            classifier, cache, "pss", CLASS_BUDGET, few if quick else (*few, 500, 5000), 4 if quick else 120, 60
         ),
     }
     rows = {name: [{key: row[key] for key in row if key != "curve"} for row in found] for name, found in shown.items()}
@@ -357,6 +359,7 @@ def _record(asked: argparse.Namespace, study: Study, parts: dict[str, list[Row]]
     layers = {"chosen": [layer.weight for layer in study.chosen], "all": [x.weight for x in choose(study.network)]}
     config = {**study.settings, "metric": study.metric, "schedule": repr(study.schedule), "layers": layers}
     config["network_schedule"] = repr(study.network_schedule)
+    config["tiers_judged_on"] = study.full_images
     _record_all(asked, study.name, config, parts, bars)
 
 

@@ -30,7 +30,8 @@ class Zoo:
 FILES = (
     "package", "package.secrets", "licence", "issuer.key", "issuer.key.pub", "buyer.key", "buyer.key.pub",
     "locked.key", "input.key", "node.pub", "revocations", "usage", "receipt", "scans.npy", "floats.npy", "sample.npz",
-    "picture.png", "ca.pem", "settings.toml", "passphrase", "empty", "random", "words", "database",
+    "picture.png", "ca.pem", "settings.toml", "record.json", "buyers.json", "passphrase",
+    "empty", "random", "words", "database",
     "bundle", "node", "folder",
 )  # fmt: skip
 """Everything in the zoo; the last three are folders."""
@@ -75,6 +76,9 @@ def _foreign(zoo: Zoo) -> None:
     np.savez(zoo["sample.npz"], images=np.zeros((40, 1, 8, 8), np.uint8), labels=np.arange(40) % 2)
     Image.new("L", (8, 8)).save(zoo["picture.png"])
     zoo["settings.toml"].write_text('device = "cpu"\n')
+    record = '{"owner":"Acme","buyer":"Globex","licence":"L-17"}'
+    zoo["record.json"].write_text(record)
+    zoo["buyers.json"].write_text(f"[{record}]")
     zoo["passphrase"].touch(mode=0o600)
     zoo["passphrase"].write_bytes(PASSPHRASE)
     zoo["empty"].touch()

@@ -150,13 +150,15 @@ def trace(
     from tessera.protect.isnn.leaked import labelled_npz, module_of
     from tessera.transforms import TransformSpec
 
-    bundle = read_bundle(model)
     with argument("--transform"):
-        spec = TransformSpec.parse_text(transform) if transform is not None else bundle.transform
-    if spec is None:
-        raise typer.BadParameter("the bundle names no transform; give --transform", param_hint="--transform")
+        spec = TransformSpec.parse_text(transform) if transform is not None else None
     with argument("--samples"):
         labelled = labelled_npz(samples)
+    with reading(model, kinds.BUNDLE):
+        bundle = read_bundle(model)
+    spec = spec if spec is not None else bundle.transform
+    if spec is None:
+        raise typer.BadParameter("the bundle names no transform; give --transform", param_hint="--transform")
     keys = {record.label: bound_key(buyer_input_key(master, record), record) for record in records}
     found = traced(module_of(bundle), labelled, spec, keys, null_keys=null_keys, device=device)
     document = {"bundle": str(model), "transform": str(spec), **found.to_json()}

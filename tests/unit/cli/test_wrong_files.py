@@ -31,7 +31,7 @@ CALLS = {
     "licence inspect": "{licence} --issuer {issuer.key.pub}",
     "licence install": "{licence} --keystore {node}",
     "licence issue": "--issuer {issuer.key} --package {package} --secrets {package.secrets} --buyer {buyer.key.pub} "
-    "--node {node.pub} --out @new --passphrase-file ~passphrase",
+    "--node {node.pub} --out @new --copyright {record.json} --passphrase-file ~passphrase",
     "licence list": "--keystore {node}",
     "licence revoke": "{licence} --issuer {issuer.key} --list {revocations} --keystore {node} "
     "--passphrase-file ~passphrase",
@@ -40,8 +40,8 @@ CALLS = {
     "model publish": "{package} --keystore {node}",
     "model unload": "digits --keystore {node}",
     "health": "--ca {ca.pem} --server localhost:9 --timeout 0.1",
-    "package build": "{bundle} --issuer {issuer.key} --input-key {input.key} --out @new --secrets @new2 --model digits "
-    "--passphrase-file ~passphrase",
+    "package build": "{bundle} --issuer {issuer.key} --input-key {input.key} --buyers {buyers.json} --out @new "
+    "--secrets @new2 --model digits --passphrase-file ~passphrase",
     "package inspect": "{package}",
     "package verify": "{package} --issuer {issuer.key.pub} --secrets {package.secrets} --passphrase-file ~passphrase",
     "protect audit": "{package} --issuer {issuer.key.pub} --secrets {package.secrets} --key {input.key} --out %new "
@@ -51,6 +51,9 @@ CALLS = {
     "protect encrypt with a recipe": "~bundle --out %new --recipe cifar10-fast --data ~folder",
     "protect samples": "--recipe cifar10-fast --data {folder} --out @new",
     "protect train": "--recipe digits --key {input.key} --out %new --checkpoints %new2 --passphrase-file ~passphrase",
+    "protect train with buyers": "--recipe digits --key {input.key} --isnn {buyers.json} --start {bundle} --out %new",
+    "protect trace": "{bundle} --key {input.key} --buyers {buyers.json} --samples {sample.npz} --transform isnn:8:12 "
+    "--passphrase-file ~passphrase",
     "protect train with data": "--recipe cifar10-fast --data {folder} --out %new",
     "serve": "{node} --config {settings.toml} --passphrase-file {passphrase}",
     "usage export": "--keystore {node} --out @new --passphrase-file {passphrase}",

@@ -22,6 +22,7 @@ TRAIN = "protect train --recipe digits --key {input.key} --out @new"
 REVOKE = "licence revoke lic-1 --issuer {issuer.key} --list @new"
 AUDIT = "protect audit {bundle} --out @new --samples {sample.npz}"
 ENCRYPT = "protect encrypt {bundle} --out @new --samples {sample.npz}"
+TRACE = "protect trace {bundle} --key {input.key} --buyers {buyers.json} --samples {sample.npz}"
 INIT = "keystore init @new --passphrase-file {passphrase}"
 
 WRONG = {
@@ -64,6 +65,8 @@ WRONG = {
     ],
     ENCRYPT: [("--tiers", "a,b"), ("--tiers", "1,0"), ("--steps", "0"), ("--seed", "-1")],
     "protect train --recipe digits --out @new": [("--transform", "shf:4")],
+    TRAIN + " --isnn {buyers.json}": [("--illegal", "nothing"), ("--transform", "shf:4"), ("--transform", "isnn:8")],
+    TRACE: [("--transform", "zap:4"), ("--transform", "isnn:8:99"), ("--null-keys", "1"), ("--null-keys", "few")],
     "serve {node}": [
         ("--listen", "8001"), ("--listen", "host:"), ("--listen", "host:99999"), ("--metrics-listen", "here"),
         ("--device", "gpu"), ("--threads", "-1"), ("--log-level", "loud"), ("--log-format", "xml"),
@@ -74,7 +77,8 @@ WRONG = {
 CASES = [(call, option, value) for call, entries in WRONG.items() for option, value in entries]
 
 FREE = {
-    ("health", "--service"), ("protect train", "--device"), ("protect audit", "--device"), ("serve", "--arithmetic"),
+    ("health", "--service"), ("protect train", "--device"), ("protect trace", "--device"),
+    ("protect audit", "--device"), ("serve", "--arithmetic"),
     *(("protect encrypt", f"--{name}") for name in ("budget", "layers", "scope", "scores", "decoys", "recipe")),
 }  # fmt: skip
 """Any text will do, or the error is another room's, which is asked only once there is a model, and tested there."""
