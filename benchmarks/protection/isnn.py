@@ -37,7 +37,7 @@ from tessera.protect import RECIPES, TrainingTask, train
 from tessera.protect.audit import ATTACKS, Budget, Meter, Sample, subject_of_module
 from tessera.protect.data import ArrayDataset, Split
 from tessera.protect.evaluate import evaluation_keys, score
-from tessera.protect.isnn import IllegalMixture, IsnnAccuracy, IsnnSettings, measure, trace
+from tessera.protect.isnn import IsnnAccuracy, IsnnSettings, measure, trace
 from tessera.protect.isnn.run import IsnnRun
 from tessera.transforms import TransformSpec
 
@@ -58,16 +58,9 @@ SPECS: Final = {
 }
 TUNING: Final[dict[str, dict[str, Any]]] = {
     "cifar10": {"epochs": 2, "batch": 128, "learning_rate": 0.05, "muon_rate": 0.02},
-    "fashion": {"epochs": 2, "batch": 64, "learning_rate": 0.04, "muon_rate": 0.015},
+    "fashion": {"epochs": 2, "batch": 64, "learning_rate": 0.05, "muon_rate": 0.02},
 }
 """A fine-tune's settings in the place of the recipe's."""
-SETTINGS: Final = {
-    "cifar10": IsnnSettings(),
-    "fashion": IsnnSettings(
-        illegal_share=0.4,
-        mixture=IllegalMixture({"clean": 0.2, "other-key": 0.1, "near-key": 0.2, "noise": 0.05, "misplaced": 0.45}),
-    ),
-}
 
 Row = dict[str, Any]
 
@@ -160,7 +153,7 @@ class Bench:
             "quick": self._quick,
             "torch": torch.__version__,
             "sample": SAMPLE,
-            "isnn": dict(SETTINGS[plan.data].to_json()),
+            "isnn": dict(IsnnSettings().to_json()),
         }
 
     def task(self, data: str) -> TrainingTask:
@@ -195,7 +188,7 @@ class Bench:
         spec, keys = TransformSpec.parse_text(SPECS[plan.data][plan.form]), keys_of(plan)
         begun = time.process_time()
         run = IsnnRun(
-            self._tuning(plan), spec, keys, SETTINGS[plan.data], seed=plan.seed, device=torch.device("cpu"),
+            self._tuning(plan), spec, keys, IsnnSettings(), seed=plan.seed, device=torch.device("cpu"),
             epochs=TUNING[plan.data]["epochs"], start=weights,
         )  # fmt: skip
         run.all_epochs(lambda state: _say(f"{plan.name}: {state}"), None, None)
@@ -460,7 +453,7 @@ def _config() -> Row:
         "wrong_records": WRONG_RECORDS,
         "sample": SAMPLE,
         "threads": torch.get_num_threads(),
-        "settings": {name: dict(settings.to_json()) for name, settings in SETTINGS.items()},
+        "settings": dict(IsnnSettings().to_json()),
     }
 
 

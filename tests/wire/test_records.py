@@ -69,8 +69,9 @@ def test_a_key_file_is_the_buyers_own_key(site: Site) -> None:
         charged = c.usage(RECORDED.model).requests
     for wrong in (buyer_input_key(keys.INPUT_KEY, RECORDS[1]), keys.INPUT_KEY):
         licence = file(site, 0)
-        with client(site, licence, input_key=wrong) as c, pytest.raises(WrongInputKey):
+        with client(site, licence, input_key=wrong) as c, pytest.raises(WrongInputKey) as caught:
             c.infer(RECORDED.model, images(1))
+        assert caught.value.status == "PERMISSION_DENIED"  # the node's word, by the confirmation (rule W-6)
         with client(site, licence) as c:
             assert c.usage(RECORDED.model).requests == 0
     assert charged == 1

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from tessera.cli import console, kinds
+from tessera.cli.isnn import legal_key
 from tessera.cli.options import MAX_SEED, JsonFlag, PassphraseFile
 from tessera.cli.package import secrets_beside
 from tessera.cli.protect import DataOption
@@ -34,6 +35,13 @@ def audit(
     key: Annotated[
         Path | None,
         typer.Option(metavar="KEY", help="The model's input key; a package's secrets hold it. It judges attacks only."),
+    ] = None,
+    buyers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For a model made for buyers: their copyright records; the first stands for all, --key is the master.",
+        ),
     ] = None,
     samples: Annotated[
         Path | None,
@@ -74,7 +82,11 @@ def audit(
     loading.new_folder(out)
     if recipe is None and samples is None:
         raise typer.BadParameter("give --samples, a labelled sample, or --recipe, whose data is one")
+    if buyers is not None and key is None:
+        raise typer.BadParameter("needs --key, the master input key", param_hint="--buyers")
     input_key = loading.input_key(key, passphrase_file) if key is not None else None
+    if buyers is not None and input_key is not None:
+        input_key = legal_key(input_key, buyers)
     from tessera.protect import audit as room  # torch: after what is quick to refuse
     from tessera.protect import recipe as recipe_called
 

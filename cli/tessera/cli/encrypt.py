@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.cli import console, kinds
+from tessera.cli.isnn import legal_key
 from tessera.cli.options import MAX_SEED, JsonFlag, PassphraseFile
 from tessera.cli.protect import DataOption
 from tessera.cli.reading import argument, reading
@@ -47,6 +48,10 @@ def encrypt(
     key: Annotated[
         Path | None, typer.Option(metavar="KEY", help="Input key, when the model was trained with one.")
     ] = None,
+    buyers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="For a model made for buyers: their copyright records; --key is the master."),
+    ] = None,
     passphrase_file: PassphraseFile = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -57,6 +62,8 @@ def encrypt(
     if (recipe is None) == (samples is None):
         raise typer.BadParameter("give one of --recipe and --samples, to measure the tiers on")
     input_key = loading.input_key(key, passphrase_file) if key is not None else None
+    if buyers is not None and input_key is not None:
+        input_key = legal_key(input_key, buyers)
     from tessera.protect import read_bundle, write_bundle  # torch: after what is quick to refuse
     from tessera.protect.selective import SHORT, Schedule, Settings, encrypt_bundle, parse_fractions
 

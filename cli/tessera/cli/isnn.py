@@ -50,6 +50,14 @@ def read_records(path: Path) -> "tuple[CopyrightRecord, ...]":
         return records
 
 
+def legal_key(master: "InputKey", buyers: Path) -> "InputKey":
+    """Return the bound key of the first record in a list of buyers."""
+    from tessera.keystore.copyright import bound_key, buyer_input_key
+
+    first = read_records(buyers)[0]
+    return bound_key(buyer_input_key(master, first), first)
+
+
 def read_record(path: Path) -> "CopyrightRecord":
     """Return the one copyright record of a JSON file. Raises `Malformed`."""
     from tessera.keystore.copyright import CopyrightRecord

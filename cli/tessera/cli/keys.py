@@ -1,4 +1,4 @@
-"""`tessera keys`: the vendor's keys. `tessera identity`: who a buyer is."""
+"""`tessera keys`: the vendor's keys, and those of buyers by name. `tessera identity`: who a buyer is."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -82,6 +82,41 @@ def show_identity(
     from tessera.cli.loading import public_identity
 
     _emit_identity(public_identity(file), None, as_json=as_json)
+
+
+@keys_app.command(
+    "buyer", epilog="Example: tessera keys buyer --key master.key --copyright globex.json --out globex.key"
+)
+def buyer_key(
+    key: Annotated[Path, typer.Option(metavar="KEY", help="The master input key that the model was trained with.")],
+    record: Annotated[
+        Path, typer.Option("--copyright", metavar="FILE", help="The buyer's copyright record, a JSON object.")
+    ],
+    out: Out,
+    encrypt: Annotated[bool, typer.Option("--encrypt", help="Protect the new file with a passphrase.")] = False,
+    passphrase_file: PassphraseFile = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write one buyer's own input key, for a model made for records; grants carry it already, sealed to the buyer."""
+    from tessera.cli import loading
+    from tessera.cli.isnn import read_record
+    from tessera.cli.passphrases import new_passphrase
+    from tessera.keystore.copyright import bound_key, buyer_input_key
+    from tessera.keystore.keyfile import save_input_key
+    from tessera.keystore.proof import input_key_id
+
+    loading.new_file(out)
+    found = read_record(record)
+    master = loading.input_key(key, passphrase_file)
+    own = buyer_input_key(master, found)
+    save_input_key(out, own, new_passphrase(out.name, passphrase_file) if encrypt else None)
+    document = {
+        "kind": "input",
+        "copyright": found.to_json(),
+        "input_key_id": input_key_id(bound_key(own, found)),
+        "key_file": str(out),
+    }
+    console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
 
 
 def _chosen_passphrase(out: Path, encrypt: bool, file: Path | None) -> "Passphrase | None":

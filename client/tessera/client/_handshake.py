@@ -135,6 +135,12 @@ def _session(opened: Any, node: PublicIdentity, held: Held, key: InputKey | None
     contract = contract_of(opened.contract)
     if contract.name != held.licence.terms.model:
         raise ProtocolError("the server opened a session for another model than the licence's")
+    keying = Keying(contract, key)
+    if contract.input_key_id != (held.licence.terms.input_key_id or ""):
+        raise ProtocolError(
+            "the server's contract names another input key than the licence, or none; nothing was sent",
+            remedy="Check the address; ask the operator which package the node serves.",
+        )
     expires_at_s = opened.expires_at_ms / 1000
     return Session(
         token=SecretBytes(token),
@@ -142,7 +148,7 @@ def _session(opened: Any, node: PublicIdentity, held: Held, key: InputKey | None
         licence=held.licence,
         contract=contract,
         node=node,
-        keying=Keying(contract, key),
+        keying=keying,
         expires_at_s=expires_at_s,
         renew_at_s=renewal_s(expires_at_s, clocks.now_s(), clocks.monotonic_s()),
         samples_left=opened.samples_left if opened.HasField("samples_left") else None,

@@ -209,6 +209,7 @@ def issue(
     _match(
         licence.terms.input_key_id == key_id,
         "the licence and the package secrets name different input keys, or bind them to different copyright records",
+        _KEY_REMEDY if record is None else _RECORD_REMEDY,
     )
     tier_key = _tier_key(secrets, licence)
     place = (licence.digest, secrets.package_id)
@@ -373,6 +374,17 @@ def _open(grant: Grant, recipient: Identity, purpose: str, box: bytes, tail: byt
     return Key32(text[len(prefix) : end])
 
 
-def _match(holds: bool, otherwise: str) -> None:
+_REMEDY = "use the grant that was issued with this licence"
+_KEY_REMEDY = (
+    "give the package's own secrets; for a package that was trained for copyright records, issue the licence with the "
+    "buyer's record"
+)
+_RECORD_REMEDY = (
+    "give the package's own secrets and the buyer's record letter by letter; for a package that was not trained for "
+    "copyright records, issue the licence without one"
+)
+
+
+def _match(holds: bool, otherwise: str, remedy: str = _REMEDY) -> None:
     if not holds:
-        raise Denied(otherwise, reason="grant-mismatch", remedy="use the grant that was issued with this licence")
+        raise Denied(otherwise, reason="grant-mismatch", remedy=remedy)

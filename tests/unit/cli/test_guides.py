@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from support.cli import invoke, need_usual_ports
+from tessera.protect.data import digits
 
 GUIDES = Path(__file__).parents[3] / "docs" / "guides"
 ORDER = (
@@ -26,7 +28,7 @@ def blocks(guide: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     """Return every `tessera` command line in the guides, split into words."""
-    text = "\n".join(block for guide in ("vendor", "operator", "buyer") for block in blocks(guide))
+    text = "\n".join(block for guide in ("vendor", "operator", "buyer", "isnn") for block in blocks(guide))
     lines = re.findall(r"^(?:until )?(tessera .*)$", text.replace("\\\n", " "), re.MULTILINE)
     return [shlex.split(re.split(r"\s2?>", line)[0]) for line in lines]
 
@@ -70,6 +72,25 @@ def test_the_three_walk_throughs_work_when_pasted(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "contract ended" not in done.stderr
     assert len(list((tmp_path / "receipts").iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_the_walk_through_for_buyers_by_name(tmp_path: Path) -> None:
+    """From records to a trace in one folder, with fewer epochs; a passphrase and labelled images are there already."""
+    (tmp_path / "pass.txt").touch(mode=0o600)
+    (tmp_path / "pass.txt").write_text("correct horse battery staple")
+    test = digits().test
+    np.savez(tmp_path / "held.npz", images=test.images[:60].numpy(), labels=test.labels[:60].numpy())
+    script = "\n".join(blocks("isnn")).replace("train --recipe digits", "train --epochs 2 --recipe digits")
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "-ec", script], capture_output=True, text=True, timeout=180, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Globex (L-17)" in done.stdout
+    assert "unlocked by:" in done.stdout
 
 
 def _count(guide: str) -> int:

@@ -30,8 +30,8 @@ COMMANDS = dict(commands(get_command(app)))
 def test_the_commands_of_the_walk_throughs_exist() -> None:
     """These names are in the README; renaming one is a breaking change."""
     named = {
-        "keys new", "identity new", "identity show", "protect train", "protect recipes", "protect samples",
-        "protect encrypt", "protect audit",
+        "keys new", "keys buyer", "identity new", "identity show", "protect train", "protect recipes",
+        "protect samples", "protect encrypt", "protect audit", "protect trace",
         "package build", "package inspect", "package verify", "licence issue", "licence inspect", "licence revoke",
         "licence install", "licence list", "keystore init", "keystore status", "keystore unseal", "keystore seal",
         "keystore trust", "keystore rotate", "keystore passphrase", "serve", "model publish", "model list",

@@ -20,6 +20,7 @@ CALLS = {
     "--licence {licence} --input-key {input.key} --out @new --receipts %new",
     "infer with a locked key": "{scans.npy} --model digits --server localhost:9 --timeout 0.1 --ca {ca.pem} "
     "--identity {locked.key} --licence {licence} --passphrase-file {passphrase}",
+    "keys buyer": "--key {input.key} --copyright {record.json} --out @new --passphrase-file ~passphrase",
     "keys new": "--kind input --out @new --passphrase-file {passphrase}",
     "keystore init": "%new --passphrase-file {passphrase}",
     "keystore passphrase": "{node} --passphrase-file {passphrase} --new-passphrase-file {passphrase}",
@@ -46,8 +47,10 @@ CALLS = {
     "package verify": "{package} --issuer {issuer.key.pub} --secrets {package.secrets} --passphrase-file ~passphrase",
     "protect audit": "{package} --issuer {issuer.key.pub} --secrets {package.secrets} --key {input.key} --out %new "
     "--samples ~sample.npz --passphrase-file ~passphrase",
+    "protect audit with buyers": "~bundle --key {input.key} --buyers {buyers.json} --samples ~sample.npz --out %new",
     "protect audit with a recipe": "~package --issuer ~issuer.key.pub --out %new --recipe cifar10-fast --data {folder}",
     "protect encrypt": "{bundle} --key {input.key} --out %new --samples ~sample.npz --passphrase-file ~passphrase",
+    "protect encrypt with buyers": "{bundle} --key {input.key} --buyers {buyers.json} --out %new --samples ~sample.npz",
     "protect encrypt with a recipe": "~bundle --out %new --recipe cifar10-fast --data ~folder",
     "protect samples": "--recipe cifar10-fast --data {folder} --out @new",
     "protect train": "--recipe digits --key {input.key} --out %new --checkpoints %new2 --passphrase-file ~passphrase",

@@ -98,6 +98,13 @@ def test_a_contract_under_another_key_stops_before_any_tensor() -> None:
     assert caught.value.status is None
 
 
+def test_a_contract_without_the_licences_key_stops_before_any_tensor() -> None:
+    """A server that claims plain inputs for a licence with an input key does not get them (rule C-5)."""
+    node = SimNode(contract=contract(transform="", input_key_id=""))
+    with pytest.raises(ProtocolError, match="another input key"):
+        opened(core(), node)
+
+
 def test_a_stolen_licence_is_for_the_server_to_refuse() -> None:
     """Another buyer's licence goes out with our own proof, and is refused as not ours."""
     stolen = held(buyer=keys.OTHER_BUYER)

@@ -168,6 +168,7 @@ def test_no_grant_for_an_id_that_is_not_the_records(terms: Terms) -> None:
     with pytest.raises(Denied) as caught:
         keys.grant(keys.licence(terms))
     assert caught.value.reason == "grant-mismatch"
+    assert "record" in (caught.value.remedy or "")
 
 
 def test_canonical_is_the_same_as_for_licences() -> None:

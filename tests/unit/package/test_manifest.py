@@ -41,6 +41,8 @@ def test_several_key_ids(manifest: Manifest) -> None:
     assert b"input_key_ids" not in manifest.to_json()
     with pytest.raises(Malformed):
         replace(several, input_key_id="a" * 32)
+    with pytest.raises(Malformed, match="no transform"):
+        replace(several, transform=None)
 
 
 def _set(*path: str | int) -> Callable[[Any], Callable[[Claims], None]]:

@@ -215,7 +215,8 @@ def test_a_bundle_for_several_buyers(bundle: Bundle, issuer: Identity, tmp_path:
         with pytest.raises(WrongKey, match="was not trained for") as caught:
             seal_bundle(several, tmp_path / "n.tessera", **{**options, **wrong})  # type: ignore[arg-type]
         assert caught.value.remedy
-    for missing in ({"records": []}, {"records": records, "input_key": None}):
+    incomplete: list[dict[str, object]] = [{"records": []}, {"records": records, "input_key": None}]
+    for missing in incomplete:
         with pytest.raises(ApiMisuse, match="buyers"):
             seal_bundle(several, tmp_path / "n.tessera", **{**options, **missing})  # type: ignore[arg-type]
     with pytest.raises(ApiMisuse, match="records"):

@@ -50,8 +50,12 @@ def header_length(first_bytes: bytes) -> int:
     return int(length)
 
 
-def build_header(manifest: Manifest, signature: bytes) -> bytes:
-    """Return length ‖ header ‖ padding, everything before the body. Raises `Malformed` beyond 8 MiB."""
+def build_header(manifest: Manifest, signature: bytes, manifest_json: bytes | None = None) -> bytes:
+    """Return length ‖ header ‖ padding, everything before the body. Raises `Malformed` beyond 8 MiB.
+
+    `manifest_json` is what `manifest.to_json()` gives, for a caller who has it.
+    """
+    text = manifest.to_json() if manifest_json is None else manifest_json
     tensors = {
         part.key: {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
         for part, begin, end in extents(manifest.parts)
@@ -59,7 +63,7 @@ def build_header(manifest: Manifest, signature: bytes) -> bytes:
     metadata = {
         "format": FORMAT,
         "tessera.issuer": manifest.issuer_id,
-        "tessera.manifest": manifest.to_json().decode("utf-8"),
+        "tessera.manifest": text.decode("utf-8"),
         "tessera.signature": base64.urlsafe_b64encode(signature).rstrip(b"=").decode("ascii"),
     }
     raw = canonical.dumps({"__metadata__": metadata, **tensors})
@@ -71,7 +75,7 @@ def build_header(manifest: Manifest, signature: bytes) -> bytes:
 
 def parse_header(raw: bytes) -> Header:
     """Return the checked header of `raw` (without the 8 length bytes). Raises `Malformed`."""
-    document = canonical.loads(raw.rstrip(b" "), max_bytes=MAX_HEADER_BYTES)
+    document = canonical.parse(raw.rstrip(b" "), max_bytes=MAX_HEADER_BYTES)  # the comparison below makes it canonical
     if not isinstance(document, dict):
         raise Malformed("the header is not an object")
     metadata = fields.record(document.get("__metadata__"), _METADATA_FIELDS, "the header's metadata")
@@ -80,7 +84,7 @@ def parse_header(raw: bytes) -> Header:
     manifest_json = metadata["tessera.manifest"].encode("utf-8")
     manifest = Manifest.from_json(manifest_json)
     signature = _signature(metadata["tessera.signature"])
-    if build_header(manifest, signature) != _LENGTH.pack(len(raw)) + raw:
+    if build_header(manifest, signature, manifest_json) != _LENGTH.pack(len(raw)) + raw:
         raise Malformed("the header does not follow from the manifest")
     return Header(manifest, manifest_json, signature)
 

@@ -60,6 +60,8 @@ class Draft:
         if self.input_key_id is not None:
             fields.text(self.input_key_id, fields.HEX_32, "the input key id")
         check_key_ids(self.input_key_ids, self.input_key_id)
+        if self.input_key_ids and self.transform is None:
+            raise Malformed("there are input key ids and no transform that they are for")
         if [tier.tier for tier in _instances(self.tiers, Tier, MAX_TIERS, "the tiers")] != [*_numbered(self.tiers)]:
             raise Malformed("the tiers are not numbered 1 to n")
         fields.integer(self.max_batch, 1, 65_536, "the largest batch")

@@ -3,7 +3,7 @@
 import copy
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tessera.keystore._files import read_limited
 from tessera.keystore.errors import ApiMisuse, Malformed, WrongKey
 from tessera.keystore.grant import PackageSecrets
-from tessera.keystore.package import TensorSpec, UnlockedPackage, open_package
+from tessera.keystore.package import Manifest, TensorSpec, UnlockedPackage, open_package
 from tessera.keystore.proof import input_key_id
 from tessera.keystore.secrets import InputKey
 from tessera.keystore.tiers import TierKey
@@ -44,7 +44,7 @@ def subject_of_bundle(bundle: Bundle, key: InputKey | None, *, name: str, task: 
     """
     return _of_program(
         bundle.program, bundle.tensors, bundle.inputs[0], bundle.outputs[0],
-        _lock(bundle.transform, bundle.input_key_id, key, name), cut_of_bundle(bundle, key), name, task,
+        _lock(bundle.transform, _ids(bundle), key, name), cut_of_bundle(bundle, key), name, task,
     )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def subject_of_package(
     spec = None if manifest.transform is None else TransformSpec.from_json(manifest.transform)
     name, program = f"{manifest.model} version {manifest.version}", package.read_program()
     return _of_program(
-        program, tensors, manifest.inputs[0], manifest.outputs[0], _lock(spec, manifest.input_key_id, key, name),
+        program, tensors, manifest.inputs[0], manifest.outputs[0], _lock(spec, _ids(manifest), key, name),
         cut_of_package(package, program, tensors, tier_key, opening), name, task,
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ def subject_of_checkpoint(path: Path, key: InputKey, task: TrainingTask) -> Subj
     run, weights = _checkpoint(file)
     if not isinstance(run.get("transform"), str):
         raise ApiMisuse(f"{file} is of a run without a transform", remedy=_PLAIN)
-    _check_key(key, str(run.get("input_key_id")))
+    _check_key(key, run.get("input_key_ids") or [str(run.get("input_key_id"))])
     spec = TransformSpec.parse_text(run["transform"])
     model = task.model(spec)
     restore_weights(model, weights, file.parent)
@@ -241,25 +241,30 @@ def _contract(takes: TensorSpec, gives: TensorSpec) -> tuple[tuple[int, int, int
     )
 
 
-def _lock(spec: TransformSpec | None, key_id: str | None, key: InputKey | None, name: str) -> Lock | None:
+def _ids(source: Bundle | Manifest) -> Sequence[str]:
+    """Return the ids of the keys that a model answers; of bound keys (rule C-4), if there are several."""
+    return source.input_key_ids or ([] if source.input_key_id is None else [source.input_key_id])
+
+
+def _lock(spec: TransformSpec | None, key_ids: Sequence[str], key: InputKey | None, name: str) -> Lock | None:
     """Return what a model's inputs are transformed with. Raises `ApiMisuse` without its key, `WrongKey` for another."""
-    if spec is None or key_id is None:
+    if spec is None or not key_ids:
         return None
     if key is None:
         raise ApiMisuse(
-            f"{name} was trained with the input key {key_id}, and without it no attack can be judged",
-            remedy="Give that key with --key; it does not appear in the report.",
+            f"{name} was trained with the input key {key_ids[0]}, and without it no attack can be judged",
+            remedy="Give that key with --key, for a model made for buyers the master and --buyers; it is in no report.",
         )
-    _check_key(key, key_id)
+    _check_key(key, key_ids)
     return Lock(spec, key)
 
 
-def _check_key(key: InputKey, key_id: str) -> None:
-    if not input_key_id(key) == key_id:
+def _check_key(key: InputKey, key_ids: Sequence[str]) -> None:
+    if input_key_id(key) not in key_ids:
         raise WrongKey(
             "the input key is not the one the model was trained with",
             reason="wrong-input-key",
-            remedy=f"Give the key with the id {key_id}.",
+            remedy=f"Give the key with the id {key_ids[0]}, or the master and --buyers for a model made for buyers.",
         )
 
 

@@ -185,17 +185,18 @@ def _check(bundle: Bundle, data: Split) -> None:
 
 
 def _transform(bundle: Bundle, key: InputKey | None) -> TorchTransform | None:
-    if bundle.transform is None or bundle.input_key_id is None:
+    ids = bundle.input_key_ids or ((bundle.input_key_id,) if bundle.input_key_id is not None else ())
+    if bundle.transform is None or not ids:
         if key is not None:
             raise ApiMisuse("the model takes plain inputs, so it has no input key", remedy="Leave the key out.")
         return None
     if key is None:
         raise ApiMisuse("the model takes keyed inputs, so its tiers are measured with its input key")
-    if input_key_id(key) != bundle.input_key_id:
+    if input_key_id(key) not in ids:
         raise WrongKey(
             "the input key is not the one the model was trained with",
             reason="wrong-input-key",
-            remedy=f"Give the key with the id {bundle.input_key_id}.",
+            remedy=f"Give the key with the id {ids[0]}, or the master and --buyers for a model made for buyers.",
         )
     channels, height, width = bundle.inputs[0].shape[1:]
     return TorchTransform(Transform(bundle.transform, key, channels, height, width))

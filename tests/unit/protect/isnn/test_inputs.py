@@ -91,7 +91,7 @@ def test_illegal_inputs_are_illegal_and_repeatable(spec: TransformSpec) -> None:
     assert torch.equal(y, illegal(x, draws(4)))
     assert not torch.equal(y, illegal(x, draws(5)))
     change = (y.int() - x.int()).abs()
-    assert set(change.unique().tolist()) <= {0, 12}
+    assert set(change.reshape(-1).tolist()) <= {0, 12}
     clean = (change.flatten(1).sum(1) == 0).double().mean()
     assert 0.15 < clean < 0.4
     for number in range(3):

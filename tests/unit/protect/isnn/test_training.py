@@ -10,6 +10,7 @@ from tessera.keystore.errors import ApiMisuse, Conflict
 from tessera.keystore.proof import input_key_id
 from tessera.keystore.secrets import InputKey
 from tessera.protect import Trained, TrainingTask
+from tessera.protect.data import ArrayDataset
 from tessera.protect.evaluate import evaluation_keys
 from tessera.protect.isnn import IsnnSettings, default_spec, measure, trace, train_isnn
 from tessera.transforms import TransformError, TransformSpec
@@ -86,14 +87,16 @@ def test_default_specs() -> None:
 @pytest.mark.slow
 def test_a_trace_names_the_buyer_and_no_stranger(trained: Trained, task: TrainingTask, key: InputKey) -> None:
     """The buyer comes first and is beyond doubt; a stranger's key and an unlocked model name nobody."""
+    held = task.data.test
+    assert isinstance(held, ArrayDataset)
     buyers = {"Globex": key, "Initech": evaluation_keys(1, 77)[0], "Umbrella": evaluation_keys(1, 78)[0]}
-    found = trace(trained.model, task.data.test, TransformSpec.parse_text("isnn:8:32"), buyers, null_keys=40)
+    found = trace(trained.model, held, TransformSpec.parse_text("isnn:8:32"), buyers, null_keys=40)
     assert found.suspects[0].name == "Globex"
     assert [one.name for one in found.named] == ["Globex"]
     assert found.suspects[0].p_value < 1e-3 < found.suspects[1].p_value
     assert found.to_json()["suspects"][0]["named"] is True
     with pytest.raises(ApiMisuse):
-        trace(trained.model, task.data.test, TransformSpec.parse_text("isnn:8:32"), {})
+        trace(trained.model, held, TransformSpec.parse_text("isnn:8:32"), {})
 
 
 @pytest.mark.slow
