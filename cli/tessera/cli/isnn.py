@@ -1,6 +1,5 @@
 """Input-sensitive networks on the command line: buyers' records, the training run, and `tessera protect trace`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -67,12 +66,11 @@ def read_record(path: Path) -> "CopyrightRecord":
 
 
 def _json(path: Path) -> Any:
+    """Return the strict JSON of a file, in any spacing: no member twice, no NaN. Raises `Malformed`."""
+    from tessera.keystore import canonical
     from tessera.keystore._files import read_limited
 
-    try:
-        return json.loads(read_limited(path, max_bytes=MAX_RECORDS_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise Malformed("it is no JSON") from error
+    return canonical.parse(read_limited(path, max_bytes=MAX_RECORDS_BYTES), max_bytes=MAX_RECORDS_BYTES)
 
 
 def run_isnn(

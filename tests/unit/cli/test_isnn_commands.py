@@ -69,6 +69,7 @@ WRONG_RECORDS: list[tuple[str, Any]] = [
     ("no text", json.dumps([{**RECORDS[0], "buyer": 7}])),
     ("control characters", json.dumps([{**RECORDS[0], "buyer": "a\x07"}])),
     ("too long", json.dumps([{**RECORDS[0], "owner": "x" * 129}])),
+    ("a member twice", '[{"owner":"Acme","owner":"Acme","buyer":"Globex","licence":"L-17"}]'),
     ("too many", json.dumps([{**RECORDS[0], "licence": str(number)} for number in range(1025)])),
 ]
 
