@@ -43,9 +43,8 @@ from tessera.protect.models import CifarVgg19, CompactVgg
 from tessera.server.app import Appliance
 from tessera.server.config import Settings
 from tessera.server.engine import load_variant
-from tessera.server.engine.program import read_state
 from tessera.server.engine.sharing import SharedTensors
-from tessera.server.engine.variants import patch_state
+from tessera.server.engine.variants import read_variant
 
 SEED = 7
 BUDGET = 0.08
@@ -148,9 +147,7 @@ def load_state(sold: Sold, tier: int) -> dict[str, torch.Tensor]:
     """Return the weights of a tier, from the file on."""
     with open_package(sold.path, sold.issuers) as sealed:
         package = sealed.unlock(sold.secrets.content_key)
-        state = read_state(package)
-        patch_state(package, state, sold.key(tier))
-    return state
+        return read_variant(package, sold.key(tier))[0]
 
 
 def load_program(sold: Sold, tier: int) -> None:

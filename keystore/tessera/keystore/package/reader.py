@@ -13,9 +13,9 @@ process truncates meanwhile is `Tampered` and not SIGBUS, and the bytes authenti
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NoReturn, Self
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
 
 from tessera.keystore import _ed25519
 from tessera.keystore.errors import ApiMisuse, Malformed, NotFound, Tampered, Unauthenticated, WrongKey
@@ -26,6 +26,7 @@ from tessera.keystore.package.header import LENGTH_BYTES, Header, header_length,
 from tessera.keystore.package.manifest import Manifest
 from tessera.keystore.package.parts import Part, extents, patch_name
 from tessera.keystore.package.patches import PatchEntry, check_patch, decode_patch
+from tessera.keystore.package.workers import in_threads
 from tessera.keystore.secrets import ContentKey
 from tessera.keystore.tiers import TierKey
 
@@ -137,6 +138,7 @@ class UnlockedPackage:
         self._key = key
         self._check_digests = check_digests
         self._tensors = {part.name: part for part in sealed.manifest.tensors}
+        self._local = threading.local()
 
     @property
     def manifest(self) -> Manifest:
@@ -166,17 +168,40 @@ class UnlockedPackage:
         The AEAD and SHA-256 run without the interpreter's lock. After the first error the tensors that are being read
         are finished, the others are left alone; raises as `read_tensor_into`.
         """
-        if workers == 1:
-            for name, out in buffers.items():
-                self.read_tensor_into(name, out)
-            return
-        with ThreadPoolExecutor(workers, thread_name_prefix="tessera-package") as pool:
-            pending = [pool.submit(self.read_tensor_into, name, out) for name, out in buffers.items()]
-            try:
-                for read in pending:
-                    read.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        in_threads(lambda name: self.read_tensor_into(name, buffers[name]), self._largest_first(buffers), workers)
+
+    def read_tier_into(self, key: TierKey, buffers: "Mapping[str, Buffer]", *, workers: int = 1) -> dict[str, int]:
+        """Decrypt every tensor named in `buffers` into its buffer, at the tier of `key`, in `workers` threads; return,
+        by name, the last tier that changed a tensor of `buffers`; those that are not named are the base's.
+
+        All patches are opened and checked before anything is written, and every tensor then gets its units as soon as
+        it is there. Raises as `read_patch` and `read_tensor_into`; after an error of the latter, tensors that were read
+        before hold their plaintext.
+        """
+        opened: list[_OpenPatch] = []  # filled as they are opened, so that an error leaves none of them unwiped
+        try:
+            keys = [key.at(tier) for tier in range(1, key.tier + 1)]
+            in_threads(lambda one: opened.append(self._read_patch(one)), keys, workers)
+            changes: dict[str, list[tuple[int, PatchEntry]]] = {}
+            for patch in sorted(opened, key=lambda patch: patch.tier):  # the highest tier's values are written last
+                for entry in patch.entries:
+                    changes.setdefault(entry.tensor, []).append((patch.tier, entry))
+
+            def read(name: str) -> None:
+                self.read_tensor_into(name, buffers[name])
+                for _, entry in changes.get(name, ()):
+                    entry.write_into(buffers[name])
+
+            in_threads(read, self._largest_first(buffers), workers)
+            return {name: found[-1][0] for name, found in changes.items() if name in buffers}
+        finally:
+            for patch in opened:
+                wipe(patch.plain)
+
+    def _largest_first(self, names: Iterable[str]) -> list[str]:
+        """The order in which threads finish at about the same time; names that are unknown come last."""
+        sizes = {name: part.size for name, part in self._tensors.items()}
+        return sorted(names, key=lambda name: -sizes.get(name, -1))
 
     def read_program(self) -> bytes:
         """Return the program's bytes. Raises `Tampered`."""
@@ -192,8 +217,7 @@ class UnlockedPackage:
         package's or not the one the manifest commits to, `Tampered`, and `Malformed` for an authentic patch that does
         not belong to the package's tensors.
         """
-        entries, _ = self._read_patch(key)
-        return entries
+        return self._read_patch(key).entries
 
     def apply_patch(self, key: TierKey, buffers: "Mapping[str, Buffer]") -> frozenset[str]:
         """Write what the tier of `key` adds into `buffers`, which hold the tensors of the tier below; return which ones
@@ -202,16 +226,15 @@ class UnlockedPackage:
         `buffers` are writable C-contiguous memory, by name, of at least every tensor that the patch changes. Raises as
         `read_patch`, before anything is written.
         """
-        entries, plain = self._read_patch(key)
+        patch = self._read_patch(key)
         try:
-            for entry in entries:
+            for entry in patch.entries:
                 entry.write_into(_writable_bytes(buffers[entry.tensor], self._tensors[entry.tensor].size))
         finally:
-            wipe(plain)
-        return frozenset(entry.tensor for entry in entries)
+            wipe(patch.plain)
+        return frozenset(entry.tensor for entry in patch.entries)
 
-    def _read_patch(self, key: TierKey) -> tuple[tuple[PatchEntry, ...], memoryview]:
-        """Return the entries and the memory that they are views of."""
+    def _read_patch(self, key: TierKey) -> "_OpenPatch":
         part = next((part for part in self.manifest.patches if part.name == patch_name(key.tier)), None)
         if part is None:
             raise NotFound(f"the package has no patch for tier {key.tier}", reason="tier-unavailable")
@@ -221,9 +244,13 @@ class UnlockedPackage:
             raise WrongKey(f"the tier key is not the one that tier {key.tier} of this package is sealed with")
         plain = memoryview(bytearray(part.size))
         self._decrypt(part, plain, opened)
-        entries = decode_patch(plain)
-        check_patch(entries, self._tensors)
-        return entries, plain
+        try:
+            entries = decode_patch(plain)
+            check_patch(entries, self._tensors)
+        except BaseException:
+            wipe(plain)
+            raise
+        return _OpenPatch(key.tier, entries, plain)
 
     def _decrypt(self, part: Part, out: memoryview, key: aead.PackageKey | None = None) -> None:
         try:
@@ -236,7 +263,7 @@ class UnlockedPackage:
         step = self.manifest.chunk_bytes
         cipher = aead.PartCipher(self.manifest.algorithm, key, self.manifest.package_id, part, step)
         hasher = hashlib.sha256() if self._check_digests else None
-        scratch = memoryview(bytearray(aead.sealed_bytes(min(step, part.size))))
+        scratch = self._scratch(aead.sealed_bytes(min(step, part.size)))
         for index in range(part.chunks):
             plain = out[index * step : (index + 1) * step]
             sealed = scratch[: aead.sealed_bytes(len(plain))]
@@ -246,6 +273,22 @@ class UnlockedPackage:
             cipher.open_into(index, sealed, plain)
         if hasher is not None:
             _check_digest(hasher.hexdigest(), part)
+
+    def _scratch(self, size: int) -> memoryview:
+        """Memory of this thread alone for one sealed chunk; kept, for fresh memory costs more than the cipher."""
+        found: memoryview | None = getattr(self._local, "scratch", None)
+        if found is None or len(found) < size:
+            found = self._local.scratch = memoryview(bytearray(size))
+        return found
+
+
+class _OpenPatch(NamedTuple):
+    """A patch in plain."""
+
+    tier: int
+    entries: tuple[PatchEntry, ...]
+    plain: memoryview
+    """The memory that the entries are views of."""
 
 
 def _header(file: PackageFile) -> tuple[Header, int]:

@@ -8,9 +8,10 @@ runs quicker (rule W-58); which, the operator chooses.
 """
 
 import io
+import os
 import threading
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +24,16 @@ from tessera.keystore.errors import Malformed, TesseraError
 from tessera.keystore.package import Manifest, TensorSpec, UnlockedPackage
 from tessera.server.engine.datatypes import DATATYPES, STORED
 from tessera.server.engine.fusing import agrees, can_fuse, fuse
+from tessera.server.engine.memory import fresh, raw
 from tessera.server.engine.sharing import SharedTensors, overwrite
 
 _log = structlog.get_logger("tessera.program")
 
 Array = npt.NDArray[Any]
 Arithmetic = Literal["fast", "exact"]
+
+WORKERS: Final = min(os.cpu_count() or 1, 4)
+"""Threads that decrypt one package; what is served meanwhile keeps the rest of a larger machine."""
 
 _ONE_AT_A_TIME = threading.Lock()
 """torch.export.load keeps its deserialiser in a global and fails when two threads load at once (torch 2.13)."""
@@ -190,7 +195,17 @@ def load_sealed(
 
 def read_state(package: UnlockedPackage) -> dict[str, torch.Tensor]:
     """Return every weight of the package by name, decrypted straight into fresh CPU memory. Errors as `load_sealed`."""
-    return {part.name: _read_tensor(package, part.name, part.dtype, part.shape) for part in package.tensors}
+    state = fresh_state(package)
+    package.read_tensors_into({name: raw(tensor) for name, tensor in state.items()}, workers=WORKERS)
+    return state
+
+
+def fresh_state(package: UnlockedPackage) -> dict[str, torch.Tensor]:
+    """Return room for every weight of the package, by name. Raises `Malformed` for a type that has no tensors here."""
+    unknown = next((part.dtype for part in package.tensors if part.dtype not in STORED), None)
+    if unknown is not None:
+        raise Malformed(f"this server knows no tensors of type {unknown}")
+    return {part.name: fresh(part.shape, STORED[part.dtype]) for part in package.tensors}
 
 
 def build(
@@ -266,17 +281,6 @@ def _join(
         return move_to_device_pass(program, str(device)).module(check_guards=False)
     except Exception as error:
         raise Malformed("the program of the package does not take its tensors") from error
-
-
-def _read_tensor(package: UnlockedPackage, name: str, dtype: str, shape: Sequence[int]) -> torch.Tensor:
-    stored = STORED.get(dtype)
-    if stored is None:
-        raise Malformed(f"this server knows no tensors of type {dtype}")
-    tensor = torch.empty(tuple(shape), dtype=stored)
-    if tensor.numel():
-        raw = tensor.reshape(-1).view(torch.uint8).numpy()
-        package.read_tensor_into(name, memoryview(raw.data))
-    return tensor
 
 
 def _trial(specs: Sequence[TensorSpec], samples: int) -> dict[str, Array]:

@@ -13,7 +13,8 @@ import torch
 from tessera.keystore.errors import WrongKey
 from tessera.keystore.package import UnlockedPackage
 from tessera.keystore.tiers import TierKey
-from tessera.server.engine.program import Arithmetic, LoadedProgram, build, read_state
+from tessera.server.engine.memory import raw
+from tessera.server.engine.program import WORKERS, Arithmetic, LoadedProgram, build, fresh_state, read_state
 from tessera.server.engine.sharing import SharedTensors, overwrite
 
 
@@ -40,25 +41,22 @@ def load_variant(
     """
     if tier_key is None and package.manifest.patches:
         raise WrongKey("the tiers of this package have keys, and none was given")
-    state = read_state(package)
-    try:
-        changed = {} if tier_key is None else patch_state(package, state, tier_key)
-    except BaseException:
-        for tensor in state.values():
-            overwrite(tensor)
-        raise
+    state, changed = read_variant(package, tier_key)
     identity: dict[str, Hashable] = {name: (name, changed.get(name, 0)) for name in state}
     return build(package, state, device, arithmetic=arithmetic, shared=shared, identity=identity)
 
 
-def patch_state(package: UnlockedPackage, state: dict[str, torch.Tensor], tier_key: TierKey) -> dict[str, int]:
-    """Bring the base weights `state` (on the CPU, contiguous) to the tier of `tier_key`, in place.
-
-    Return, by name, the last tier that changed a tensor; the others are those of the base. Raises as
-    `UnlockedPackage.apply_patch`.
+def read_variant(package: UnlockedPackage, tier_key: TierKey | None) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Return the weights at the tier of `tier_key`, in fresh CPU memory, and the last tier that changed a tensor, by
+    name, for those that are not the base's. Raises as `load_variant`; nothing in plain is left behind then.
     """
-    buffers = {name: tensor.reshape(-1).view(torch.uint8).numpy().data for name, tensor in state.items()}
-    changed: dict[str, int] = {}
-    for tier in range(1, tier_key.tier + 1):
-        changed |= dict.fromkeys(package.apply_patch(tier_key.at(tier), buffers), tier)
-    return changed
+    if tier_key is None:
+        return read_state(package), {}
+    state = fresh_state(package)
+    try:
+        buffers = {name: raw(tensor) for name, tensor in state.items()}
+        return state, package.read_tier_into(tier_key, buffers, workers=WORKERS)
+    except BaseException:
+        for tensor in state.values():
+            overwrite(tensor)
+        raise
