@@ -181,7 +181,7 @@ class Site:
         """Return the grant of a licence for the published package of `kind`."""
         package_id = sealed_bytes(kind)[1].package_id
         tier_key = tiers.tier_key(package_id=package_id) if kind.tiered else None
-        secrets = PackageSecrets(package_id, keys.CONTENT_KEY, kind.input_key, tier_key)
+        secrets = PackageSecrets(package_id, keys.CONTENT_KEY, kind.input_key, tier_key, by_record=kind.records)
         now_s = self.clock.now_s()
         return grants.issue(
             licence, issuer=keys.ISSUER, secrets=secrets, buyer=buyer.public, node=self.node, now_s=now_s

@@ -35,6 +35,8 @@ OTHER_INPUT_KEY = InputKey(bytes(range(1, 33)))
 CONTENT_KEY = ContentKey(bytes(range(32, 64)))
 PACKAGE_ID = "00112233445566778899aabbccddeeff"
 SECRETS = PackageSecrets(PACKAGE_ID, CONTENT_KEY, INPUT_KEY)
+RECORD_SECRETS = PackageSecrets(PACKAGE_ID, CONTENT_KEY, INPUT_KEY, by_record=True)
+"""With `INPUT_KEY` as the master of buyers by copyright record."""
 PLAIN_SECRETS = PackageSecrets(PACKAGE_ID, CONTENT_KEY, None)
 
 TERMS = Terms("digits", input_key_id=input_key_id(INPUT_KEY))

@@ -7,10 +7,26 @@ import grpc
 import pytest
 
 from support import keys
-from support.appliance import DAY_S, KEYED, PASSPHRASE, PLAIN, Kind, Site, header, running, sealed_bytes
+from support.appliance import (
+    DAY_S,
+    KEYED,
+    PASSPHRASE,
+    PLAIN,
+    RECORDED,
+    RECORDS,
+    Kind,
+    Site,
+    header,
+    running,
+    sealed_bytes,
+    terms_of,
+)
 from tessera.keystore import canonical
 from tessera.keystore import licence as licences
+from tessera.keystore.copyright import CopyrightRecord
 from tessera.keystore.grant import PackageSecrets, save_package_secrets
+from tessera.keystore.licence import Terms
+from tessera.keystore.proof import input_key_id
 from tessera.keystore.usage import UsageDraft, UsageRecord, verify_chain, verify_checkpoint
 from tessera.server.config import Limits
 from tessera.v1 import admin_pb2 as pb
@@ -29,7 +45,9 @@ async def refusal(call: object) -> grpc.aio.AioRpcError:
 def secrets_file(folder: Path, kind: Kind) -> bytes:
     """The bytes of the kind's package-secrets file."""
     path = folder / f"{kind.model}.secrets"
-    save_package_secrets(path, PackageSecrets(sealed_bytes(kind)[1].package_id, keys.CONTENT_KEY, kind.input_key), None)
+    package_id = sealed_bytes(kind)[1].package_id
+    secrets = PackageSecrets(package_id, keys.CONTENT_KEY, kind.input_key, by_record=kind.records)
+    save_package_secrets(path, secrets, None)
     return path.read_bytes()
 
 
@@ -192,6 +210,41 @@ async def test_this_node_issues_when_it_holds_the_keys(tmp_path: Path) -> None:
         assert session.samples_left == 7
         report = await admin.GetUsageReport(pb.GetUsageReportRequest())
         assert list(report.usages) == []
+
+
+async def test_this_node_issues_to_the_buyers_of_a_model_by_record(tmp_path: Path) -> None:
+    """A legal record gets a licence; a stranger's, and the master's id without a record, get none (rules C-5, G-3)."""
+    async with running(tmp_path, (RECORDED,)) as site:
+        admin = site.admin()
+        site.appliance.node.store.set_issuer_identity(keys.ISSUER)
+        file = tmp_path / "again.tessera"
+        file.write_bytes(sealed_bytes(RECORDED)[0])
+        await admin.PublishModel(pb.PublishModelRequest(path=str(file), secrets=secrets_file(tmp_path, RECORDED)))
+
+        def request(terms: Terms) -> pb.IssueLicenceRequest:
+            wanted = terms.to_claims() | {"exp": int(site.clock.now_s()) + DAY_S}
+            buyer = keys.BUYER.public.to_json()
+            return pb.IssueLicenceRequest(
+                model=RECORDED.model, buyer_identity=buyer, terms=canonical.dumps(wanted).decode()
+            )
+
+        issued = await admin.IssueLicence(request(terms_of(RECORDS[0])))
+        licence = licences.verify(issued.licence, keys.ISSUERS)
+        assert licence.terms.copyright == RECORDS[0]
+        installed = len(site.appliance.node.store.licences())
+        legal = terms_of(RECORDS[0]).input_key_id
+        wrong = [
+            terms_of(CopyrightRecord("Acme", "Umbrella", "L-19")),
+            Terms(RECORDED.model, input_key_id=input_key_id(keys.INPUT_KEY)),
+            Terms(RECORDED.model, input_key_id=legal, copyright=RECORDS[1]),
+            Terms(RECORDED.model, input_key_id=legal),
+            Terms(RECORDED.model),
+        ]
+        for terms in wrong:
+            error = await refusal(admin.IssueLicence(request(terms)))
+            assert header(error, "tessera-reason") == "grant-mismatch"
+            assert "record" in header(error, "tessera-remedy")
+        assert len(site.appliance.node.store.licences()) == installed
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ BY_REASON: Final[dict[str, type[e.ClientError]]] = {
     "bad-proof": e.ProofRefused,
     "licence-missing": e.LicenceMissing,
     "licence-malformed": e.LicenceInvalid,
+    "copyright-malformed": e.LicenceInvalid,
     "licence-issuer-unknown": e.LicenceInvalid,
     "licence-not-yours": e.NotYourLicence,
     "licence-not-yet-valid": e.LicenceNotYetValid,

@@ -135,6 +135,7 @@ REASONS: dict[str, str] = {
     "bad-proof": "The signature over the challenge does not verify.",
     "licence-missing": "No licence was sent.",
     "licence-malformed": "The licence is not a well-formed Tessera licence.",
+    "copyright-malformed": "The copyright record is not owner, buyer and licence in canonical form.",
     "licence-issuer-unknown": "The licence is not signed by an issuer that this node trusts.",
     "licence-not-yours": "The licence is bound to another buyer's key.",
     "licence-not-yet-valid": "The licence's start lies in the future.",

@@ -28,14 +28,7 @@ from tessera.keystore.copyright import MAX_RECORD_BYTES, CopyrightRecord, bound_
 from tessera.keystore.errors import Denied, Malformed, Tampered
 from tessera.keystore.identity import Identity, PublicIdentity, Signer, require_role
 from tessera.keystore.jws import b64u, b64u_decode
-from tessera.keystore.keyfile import (
-    KdfCost,
-    KeyFile,
-    PassphraseSource,
-    decode_key_file,
-    read_key_file,
-    write_key_file,
-)
+from tessera.keystore.keyfile import KdfCost, KeyFile, PassphraseSource, decode_key_file, read_key_file, write_key_file
 from tessera.keystore.licence import Licence
 from tessera.keystore.proof import confirmation_key, input_key_id
 from tessera.keystore.secrets import (
@@ -58,7 +51,8 @@ DIGEST_BYTES = 32
 _BOX_LABEL = b"tessera/v1/grant-box\n"
 _CONTENT, _CONFIRMATION, _INPUT, _TIER = "content-key", "confirmation-key", "input-key", "tier-key"
 _INPUT_AND_RECORD = "input-key+copyright"
-_PLAIN_VERSION, _TIERED_VERSION = 1, 2
+_TIER_BYTES = {1: 0, 2: 33, 3: 0, 4: 33}
+"""By version of package secrets; 3 and 4 hold a master key (rule G-6)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +64,13 @@ class PackageSecrets:
     input_key: InputKey | None
     tier_key: TierKey | None = None
     """Key of the top tier, for a package whose tiers have keys."""
+    by_record: bool = False
+    """Whether the input key is a master that no buyer may have; theirs follow from it and their records (rule C-3)."""
 
     def __post_init__(self) -> None:
         check_text(self.package_id, HEX_16_BYTES, "package_id")
+        if self.by_record and self.input_key is None:
+            raise Malformed("package secrets for copyright records lack the master key")
         if self.tier_key is not None and self.tier_key.package_id != self.package_id:
             raise Malformed("the tier key is another package's")
 
@@ -80,7 +78,7 @@ class PackageSecrets:
         """Return version, package id, content key, for a package with tier keys the top tier and its key, and the input
         key if there is one: rule G-6."""
         tier = b"" if self.tier_key is None else bytes([self.tier_key.tier]) + self.tier_key.secret.reveal()
-        head = bytes([_TIERED_VERSION if tier else _PLAIN_VERSION]) + bytes.fromhex(self.package_id)
+        head = bytes([1 + bool(tier) + 2 * self.by_record]) + bytes.fromhex(self.package_id)
         tail = b"" if self.input_key is None else self.input_key.reveal()
         return SecretBytes(head + self.content_key.reveal() + tier + tail)
 
@@ -88,7 +86,7 @@ class PackageSecrets:
     def from_secret(cls, secret: SecretBytes) -> Self:
         """Read what `to_secret` wrote. Raises `Malformed`."""
         raw = secret.reveal()
-        tier_bytes = {_PLAIN_VERSION: 0, _TIERED_VERSION: 33}.get(raw[0] if raw else 0)
+        tier_bytes = _TIER_BYTES.get(raw[0] if raw else 0)
         if tier_bytes is None or len(raw) not in (49 + tier_bytes, 81 + tier_bytes):
             raise Malformed("not the package secrets of a version that this software knows")
         package_id, tier, tail = raw[1:17].hex(), raw[49 : 49 + tier_bytes], raw[49 + tier_bytes :]
@@ -97,6 +95,7 @@ class PackageSecrets:
             ContentKey(raw[17:49]),
             InputKey(tail) if tail else None,
             TierKey(package_id, tier[0], TierSecret(tier[1:])) if tier else None,
+            by_record=raw[0] > 2,
         )
 
 
@@ -195,13 +194,13 @@ def issue(
     Of a package with tier keys the node gets the key of the licence's tier, which gives those below it. With a
     copyright record in the licence the package's input key is the master: the buyer gets the key that follows from it
     and their record, and the record, and the node the confirmation key of the two bound together. Raises `Denied`
-    with reason `grant-mismatch` when issuer, buyer, node or input key is not the licence's, and `tier-unavailable` when
-    the licence names a tier above the package's top.
+    with reason `grant-mismatch` when issuer, buyer, node or input key is not the licence's, or when one of licence and
+    secrets is for copyright records and the other is not; `tier-unavailable` for a tier above the package's top.
     """
     require_role(buyer, "buyer")
     require_role(node, "node")
     record = licence.terms.copyright
-    own, bound = _buyer_keys(secrets.input_key, record)
+    own, bound = _buyer_keys(secrets, record)
     key_id = None if bound is None else input_key_id(bound)
     _match(licence.issuer_id == issuer.key_id, "the licence is another issuer's")
     _match(licence.buyer_id == buyer.key_id, "the licence is another buyer's")
@@ -337,8 +336,13 @@ def _tier_key(secrets: PackageSecrets, licence: Licence) -> TierKey | None:
     return secrets.tier_key.at(tier)
 
 
-def _buyer_keys(master: InputKey | None, record: CopyrightRecord | None) -> tuple[InputKey | None, InputKey | None]:
+def _buyer_keys(secrets: PackageSecrets, record: CopyrightRecord | None) -> tuple[InputKey | None, InputKey | None]:
     """Return the key that the buyer gets and the key that transforms are made from; the same one without a record."""
+    if secrets.by_record:
+        _match(record is not None, "the package is for buyers by copyright record; the licence has none", _KEY_REMEDY)
+    else:
+        _match(record is None, "the package was not made for copyright records; the licence has one", _RECORD_REMEDY)
+    master = secrets.input_key
     if master is None or record is None:
         return master, master
     own = buyer_input_key(master, record)

@@ -106,7 +106,7 @@ def seal_bundle(
         tier_key=tier_key,
         progress=progress,
     )
-    return manifest, PackageSecrets(package_id, content_key, input_key, tier_key)
+    return manifest, PackageSecrets(package_id, content_key, input_key, tier_key, by_record=bool(found.input_key_ids))
 
 
 def _check_key(bundle: Bundle, input_key: InputKey | None, records: Sequence[CopyrightRecord]) -> None:

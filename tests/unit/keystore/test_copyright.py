@@ -14,10 +14,12 @@ from tessera.keystore import canonical
 from tessera.keystore import grant as grants
 from tessera.keystore import licence as licences
 from tessera.keystore.copyright import MAX_RECORD_BYTES, CopyrightRecord, bound_key, buyer_input_key
-from tessera.keystore.errors import Denied, Malformed
+from tessera.keystore.errors import REASONS, Denied, Malformed
+from tessera.keystore.grant import PackageSecrets
 from tessera.keystore.licence import Terms
 from tessera.keystore.proof import confirmation_key, input_key_id
-from tessera.keystore.secrets import InputKey
+from tessera.keystore.secrets import InputKey, SecretBytes
+from tessera.keystore.tiers import TierKey
 
 VECTORS = Path(__file__).resolve().parents[2] / "vectors"
 DOCUMENT: dict[str, Any] = json.loads((VECTORS / "copyright.json").read_text(encoding="utf-8"))
@@ -88,6 +90,7 @@ def test_a_record_that_is_not_canonical(raw: bytes) -> None:
     with pytest.raises(Malformed) as caught:
         CopyrightRecord.from_bytes(raw)
     assert caught.value.reason == "copyright-malformed"
+    assert caught.value.reason in REASONS
 
 
 def test_texts_of_a_record() -> None:
@@ -128,7 +131,7 @@ def test_a_licence_carries_its_record() -> None:
 def test_a_grant_seals_key_and_record_to_the_buyer() -> None:
     """The buyer gets their own key and checks the record; the node confirms the bound key (rules G-2, G-5)."""
     licence = keys.licence(TERMS)
-    made = keys.grant(licence)
+    made = keys.grant(licence, secrets=keys.RECORD_SECRETS)
     grant = grants.verify(made.token, licence, keys.ISSUERS)
     own = grants.open_for_buyer(grant, keys.BUYER, RECORD)
     assert own is not None
@@ -150,7 +153,8 @@ def test_the_longest_record_fits_into_a_grant() -> None:
     record = CopyrightRecord(wide, wide, wide)
     bound = bound_key(buyer_input_key(keys.INPUT_KEY, record), record)
     licence = keys.licence(Terms("digits", input_key_id=input_key_id(bound), copyright=record))
-    grant = grants.verify(keys.grant(licence).token, licence, keys.ISSUERS)
+    made = keys.grant(licence, secrets=keys.RECORD_SECRETS)
+    grant = grants.verify(made.token, licence, keys.ISSUERS)
     assert grants.open_for_buyer(grant, keys.BUYER, record) is not None
 
 
@@ -160,15 +164,39 @@ def test_the_longest_record_fits_into_a_grant() -> None:
         Terms("digits", input_key_id=input_key_id(BOUND), copyright=OTHER),
         Terms("digits", input_key_id=input_key_id(keys.INPUT_KEY), copyright=RECORD),
         Terms("digits", input_key_id=input_key_id(BOUND)),
+        Terms("digits", input_key_id=input_key_id(keys.INPUT_KEY)),
+        Terms("digits"),
     ],
-    ids=["another record's id", "the master's id", "no record"],
+    ids=["another record's id", "the master's id", "no record", "the master's id and no record", "no key"],
 )
 def test_no_grant_for_an_id_that_is_not_the_records(terms: Terms) -> None:
     """A licence whose id is not that of its own bound key gets no grant (rule G-3)."""
     with pytest.raises(Denied) as caught:
-        keys.grant(keys.licence(terms))
+        keys.grant(keys.licence(terms), secrets=keys.RECORD_SECRETS)
     assert caught.value.reason == "grant-mismatch"
-    assert "record" in (caught.value.remedy or "")
+    assert "record" in caught.value.remedy
+
+
+def test_no_grant_with_a_record_for_a_package_without() -> None:
+    """A package that was not made for records issues none for them, whatever id the licence names (rule G-3)."""
+    with pytest.raises(Denied, match="not made for copyright records") as caught:
+        keys.grant(keys.licence(TERMS))
+    assert caught.value.reason == "grant-mismatch"
+    assert "without" in caught.value.remedy
+
+
+@pytest.mark.parametrize("tier_key", [None, TierKey.generate(keys.PACKAGE_ID, 2)], ids=["plain", "tiers"])
+def test_secrets_say_that_their_key_is_a_master(tier_key: TierKey | None) -> None:
+    """First byte 3 or 4; older secrets keep their bytes, and a master is never absent (rule G-6)."""
+    secrets = PackageSecrets(keys.PACKAGE_ID, keys.CONTENT_KEY, keys.INPUT_KEY, tier_key, by_record=True)
+    raw = secrets.to_secret().reveal()
+    plain = dataclasses.replace(secrets, by_record=False).to_secret().reveal()
+    assert raw[0] == plain[0] + 2 == (3 if tier_key is None else 4)
+    assert raw[1:] == plain[1:]
+    assert PackageSecrets.from_secret(SecretBytes(raw)) == secrets
+    for broken in (raw[:-32], raw[:-1], raw + b"\0", b"\5" + raw[1:]):
+        with pytest.raises(Malformed):
+            PackageSecrets.from_secret(SecretBytes(broken))
 
 
 def test_canonical_is_the_same_as_for_licences() -> None:

@@ -21,6 +21,7 @@ from support.keys import (
     OTHER_NODE,
     PACKAGE_ID,
     PLAIN_SECRETS,
+    RECORD_SECRETS,
     SECRETS,
     TERMS,
     grant,
@@ -229,12 +230,12 @@ def test_random_input_is_malformed(text: str, raw: bytes) -> None:
         grants.verify(text, LICENCE, ISSUERS)
     with pytest.raises(Malformed):
         grants.decode_package_secrets(raw)
-    if (len(raw), raw[:1]) not in {(49, b"\1"), (81, b"\1"), (82, b"\2")}:
+    if (len(raw), raw[:1]) not in {(49, b"\1"), (81, b"\1"), (82, b"\2"), (81, b"\3")}:
         with pytest.raises(Malformed):
             PackageSecrets.from_secret(SecretBytes(raw))
 
 
-@pytest.mark.parametrize("secrets", [SECRETS, PLAIN_SECRETS])
+@pytest.mark.parametrize("secrets", [SECRETS, PLAIN_SECRETS, RECORD_SECRETS])
 def test_package_secrets_round_trip(tmp_path: Path, secrets: PackageSecrets) -> None:
     """One secret and back; a key file and back, with and without a passphrase."""
     assert PackageSecrets.from_secret(secrets.to_secret()) == secrets

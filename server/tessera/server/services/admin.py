@@ -12,7 +12,7 @@ import grpc
 from tessera.keystore import canonical, revocation
 from tessera.keystore import grant as grants
 from tessera.keystore import licence as licences
-from tessera.keystore.errors import Malformed, NotFound, WrongKey
+from tessera.keystore.errors import Denied, Malformed, NotFound, WrongKey
 from tessera.keystore.grant import decode_package_secrets
 from tessera.keystore.identity import PublicIdentity
 from tessera.keystore.licence import Licence, Terms
@@ -121,6 +121,7 @@ class AdminService(pb_grpc.AdminServiceServicer):
         wanted = issue_terms(request.terms, request.model, now_s)
         buyer = PublicIdentity.from_json(request.buyer_identity)
         manifest = self._newest_covered(wanted.terms)
+        _check_input_key(wanted.terms, manifest)
         vault = self._node.vault
         issuer, secrets = vault.issuer(manifest.issuer_id), vault.package_secrets(manifest.package_id)
         licence = licences.issue(
@@ -211,6 +212,16 @@ def issue_terms(text: str, model: str, now_s: float) -> IssueTerms:
     if claims["model"] != model:
         raise Malformed("the terms name another model than the request")
     return IssueTerms(Terms.from_claims(claims), int(not_before_s), int(expires_at_s))
+
+
+def _check_input_key(terms: Terms, manifest: Manifest) -> None:
+    """Raise `Denied` `grant-mismatch` unless the package answers under the key that the terms name (rule C-5)."""
+    if terms.input_key_id not in (manifest.input_key_ids or (manifest.input_key_id,)):
+        raise Denied(
+            "the terms name an input key that the package was not trained for",
+            reason="grant-mismatch",
+            remedy="name an input key of the package, and the copyright record that it is bound to, if any",
+        )
 
 
 def _version(version: int) -> int:
