@@ -16,7 +16,8 @@ from tessera.protect.audit.cut import Cut
 from tessera.protect.audit.result import NO_TIME, AttackResult, Row
 from tessera.protect.audit.subject import Sample, Subject
 from tessera.protect.audit.tier_use import cut_of
-from tessera.protect.selective.localise import MEASURES, localise_units, weighted_auc
+from tessera.protect.selective.localise import localise_units, weighted_auc
+from tessera.protect.selective.suspicion import MEASURES
 from tessera.protect.selective.units import Layer
 
 NAME: Final = "tier-localisation"

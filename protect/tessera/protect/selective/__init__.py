@@ -18,7 +18,7 @@ from tessera.protect.selective.decoys import DECOYS, DecoySeed, SecretStream, fr
 from tessera.protect.selective.encrypt import Encrypted, Settings, encrypt_bundle
 from tessera.protect.selective.fast_scores import fast_scores
 from tessera.protect.selective.gates import HardConcrete, call_gated, eval_mode, gated
-from tessera.protect.selective.localise import TESTS, auc, localise, localise_units, mean_auc, weighted_auc
+from tessera.protect.selective.localise import localise, localise_units, mean_auc, weighted_auc
 from tessera.protect.selective.mask import Normal, mask, mask_error, unmask
 from tessera.protect.selective.measure import psnr_db, share_right, with_state
 from tessera.protect.selective.objective import (
@@ -32,6 +32,7 @@ from tessera.protect.selective.plan import PAPER_FRACTIONS, Plan, make_plan, par
 from tessera.protect.selective.pss import PAPER, SHORT, Agreement, Schedule, Scores, learn_scores, rank_agreement
 from tessera.protect.selective.scoring import SCORES, ScoreKind, score_by
 from tessera.protect.selective.split import SplitModel, apply, same_bits, split
+from tessera.protect.selective.suspicion import TESTS, auc
 from tessera.protect.selective.units import Layer, Shares, choose, layers_of
 
 __all__ = [

@@ -4,7 +4,9 @@
               needs statistics over the secret units too, and a test of smoothness tells it from trained kernels.
     kernel    a public (unselected) unit of the layer, drawn at random, its direction blended with noise of the
               directions' covariance, its norm kept. It keeps how the weights of a unit hang together and how norms
-              are spread, and tells nothing about the secret values: it is a function of the public units alone.
+              are spread, and tells nothing about the secret values: it is a function of the public units alone. How
+              much noise is chosen for each layer: too little, and a decoy's likeness to its donor gives it away; too
+              much, and its roughness does.
 
 Random bits come from SHAKE-256 under a 32-byte secret seed; no small integer is ever a seed. Nobody needs decoys again,
 so the seed may be thrown away; keep it to make the same file again, or one file per buyer.
@@ -22,14 +24,20 @@ import torch
 
 from tessera.keystore.errors import ApiMisuse
 from tessera.keystore.secrets import Key32
-from tessera.protect.selective.units import Layer
+from tessera.protect.selective.suspicion import auc, residual, shape, smoothness
+from tessera.protect.selective.units import Floats, Layer, Mask
 
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 DecoyKind = Literal["kernel", "normal"]
+Indices = npt.NDArray[np.int64]
 
-BLEND: Final = 0.6
-"""Noise against drawn direction. Below 0.3 the nearest public unit gives a decoy away; above 0.7 its roughness does."""
+BLENDS: Final = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.4, 2.0)
+"""Noise against drawn direction: what is tried."""
+USUAL_BLEND: Final = 0.6
+"""For units of one or two weights, whose likeness to each other says nothing."""
+TRIALS: Final = 512
+"""Decoys made to try a blend, and public units that they are compared with."""
+MAX_REFERENCES: Final = 32_768
+"""Public units of larger layers are sampled for the search of nearest ones."""
 MIN_DONORS: Final = 16
 """With fewer public units a layer says nothing about itself, and decoys are what an untrained layer would hold."""
 
@@ -96,12 +104,50 @@ def kernel_decoys(layer: Layer, rows: Floats, selected: Mask, stream: SecretStre
     if len(norms) < MIN_DONORS:
         spread = math.sqrt(2 / (layer.columns * layer.elements))
         return spread * stream.normals(count, layer.elements)
-    directions = public / norms[:, None]
-    donors = stream.integers(count, len(norms))
-    noise = stream.normals(count, layer.elements) @ _root(directions).T
-    blended = directions[donors] + BLEND * noise
-    found: Floats = blended / np.linalg.norm(blended, axis=1, keepdims=True) * norms[donors][:, None]
-    return found
+    donors = _Donors(layer, public / norms[:, None], norms)
+    return donors.decoys(count, donors.best_blend(stream), stream)
+
+
+class _Donors:
+    """The public units of a layer, taken apart into directions and norms."""
+
+    def __init__(self, layer: Layer, directions: Floats, norms: Floats) -> None:
+        self._layer, self._directions, self._norms = layer, directions, norms
+        self._root = _root(directions)
+
+    def decoys(self, count: int, blend: float, stream: SecretStream) -> Floats:
+        """Return `count` decoys with so much noise."""
+        donors = stream.integers(count, len(self._norms))
+        noise = stream.normals(count, self._layer.elements) @ self._root.T
+        blended = self._directions[donors] + blend * noise
+        found: Floats = blended / np.linalg.norm(blended, axis=1, keepdims=True) * self._norms[donors][:, None]
+        return found
+
+    def best_blend(self, stream: SecretStream) -> float:
+        """Return the blend whose decoys the most telling of the tests tells least from public units."""
+        if self._layer.elements < 3:
+            return USUAL_BLEND
+        shown = np.argsort(stream.uniforms(len(self._norms)))[:TRIALS]
+        known = np.argsort(stream.uniforms(len(self._norms)))[:MAX_REFERENCES]
+        likeness = self._likeness(self._directions[shown], known, shown)
+        telling = {blend: self._telling(self.decoys(TRIALS, blend, stream), shown, known, likeness) for blend in BLENDS}
+        return min(telling, key=telling.__getitem__)
+
+    def _telling(self, trial: Floats, shown: Indices, known: Indices, likeness: Floats) -> float:
+        """Return how far the AUC of any test lies from 0.5, which tells nothing."""
+        is_decoy = np.arange(len(shown) + len(trial)) >= len(shown)
+        units = np.concatenate([self._directions[shown] * self._norms[shown][:, None], trial])
+        scores = [test(self._layer, units) for test in (smoothness, residual, shape)]
+        near = self._likeness(trial / np.linalg.norm(trial, axis=1, keepdims=True), known)
+        scores.append(np.concatenate([likeness, near]))
+        return max(abs(auc(score, is_decoy) - 0.5) for score in scores if score is not None)
+
+    def _likeness(self, directions: Floats, known: Indices, own: Indices | None = None) -> Floats:
+        """Return each direction's largest |cosine| with a known unit other than itself."""
+        found = np.abs(directions.astype(np.float32) @ self._directions[known].astype(np.float32).T)
+        if own is not None:
+            found[own[:, None] == known[None]] = 0
+        return found.max(axis=1).astype(np.float64)
 
 
 DECOYS: Final[dict[str, Callable[[Layer, Floats, Mask, SecretStream], Floats]]] = {

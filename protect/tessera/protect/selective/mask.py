@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from tessera.keystore.errors import Malformed
-from tessera.protect.selective.decoys import DecoySeed, Floats, SecretStream
+from tessera.protect.selective.decoys import DecoySeed, SecretStream
+from tessera.protect.selective.units import Floats
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
@@ -22,6 +24,10 @@ MAX_LINEAR_BLOCK: Final = 16
 """Most consecutive inputs in one unit of a linear layer."""
 
 Kind = Literal["conv", "linear"]
+Floats = npt.NDArray[np.float64]
+"""Weights as units: (units, elements)."""
+Mask = npt.NDArray[np.bool_]
+"""Which units are meant: (units,)."""
 
 _CONVOLUTIONS: Final = frozenset({"aten.conv2d.default", "aten.convolution.default", "aten.conv2d.padding"})
 _LINEAR: Final = frozenset({"aten.linear.default"})
