@@ -150,6 +150,50 @@ def test_a_patch_is_read_as_it_was_written(package: SmallPackage) -> None:
         ]
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("tier", [1, 2, 3])
+def test_one_pass_gives_what_patching_gives(package: SmallPackage, tier: int, workers: int) -> None:
+    """Tensors and patches in one pass, in any number of threads, are the tier; the last change of each is told."""
+    changes = {1: {}, 2: {"conv.weight": 2}, 3: {"conv.weight": 3, "conv.bias": 3}}
+    with open_package(package.path, package.issuers) as sealed:
+        unlocked = sealed.unlock(package.content_key, check_digests=True)
+        buffers = {part.name: bytearray(part.size) for part in unlocked.tensors}
+        assert unlocked.read_tier_into(TOP.at(tier), buffers, workers=workers) == changes[tier]
+        assert {name: bytes(raw) for name, raw in buffers.items()} == by_hand(tier)
+        some = {"conv.bias": bytearray(64)}
+        told = unlocked.read_tier_into(TOP.at(tier), some, workers=workers)
+    assert told == {name: last for name, last in changes[tier].items() if name in some}
+    assert bytes(some["conv.bias"]) == by_hand(tier)["conv.bias"]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_one_pass_writes_nothing_before_every_patch_is_open(package: SmallPackage, workers: int) -> None:
+    """Wrong keys and a damaged patch leave the buffers alone; a damaged tensor is zeroed."""
+    wrong = [
+        TierKey(PACKAGE_ID, 3, TOP.at(2).secret),
+        TierKey(PACKAGE_ID, 4, TOP.secret),
+        TierKey.generate("ff" * 16, 2),
+    ]
+
+    def attempt(key: TierKey, error: type[TesseraError]) -> dict[str, bytearray]:
+        with open_package(package.path, package.issuers) as sealed:
+            unlocked = sealed.unlock(package.content_key)
+            buffers = {part.name: bytearray(b"?" * part.size) for part in unlocked.tensors}
+            with pytest.raises(error):
+                unlocked.read_tier_into(key, buffers, workers=workers)
+        return buffers
+
+    def untouched(buffers: dict[str, bytearray]) -> bool:
+        return all(raw == b"?" * len(raw) for raw in buffers.values())
+
+    assert all(untouched(attempt(key, WrongKey)) for key in wrong)
+    intact = package.raw
+    package.path.write_bytes(flip(intact, package.part_begin("p/03") + 5))
+    assert untouched(attempt(TOP, Tampered))
+    package.path.write_bytes(flip(intact, package.part_begin("w/conv.bias") + 5))
+    assert not any(attempt(TOP, Tampered)["conv.bias"])
+
+
 def test_a_key_opens_no_tier_but_its_own(package: SmallPackage) -> None:
     """Tier 2's key at tier 3, another package's, a random one: wrong key, and buffers are as they were."""
     wrong = [
