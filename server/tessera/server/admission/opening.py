@@ -1,18 +1,18 @@
 """The checks of a licence that is shown to us, in their fixed order (rule W-11).
 
-     1. form          every field has its shape and stays under its limit          malformed, licence-missing
-     2. issuer        the licence is signed by an issuer this node trusts          licence-malformed,
-     licence-issuer-unknown 3. challenge     the nonce is ours, young and unused; from here it is spent
-     challenge-unknown 4. possession    the buyer's key of `cnf.jkt` signed it for this purpose      licence-not-yours,
-     bad-proof 5. node          the licence is for any node, or for this one                 licence-other-node 6.
-     revocation    its id is not on a list in force                             licence-revoked 7. clock         our
-     clock is not behind what the ledger has seen             clock-rolled-back 8. standing      valid, or in its grace
-     period                                licence-not-yet-valid, licence-expired 9. model         a covered version is
-     published here                          model-unknown, tier-unavailable
-    10. grant         sent or installed; its keys open for this node               grant-missing, grant-mismatch
-    11. input key     the client holds the key that the licence names              wrong-input-key
-    12. loading       the package is decrypted if only its key was missing         model-not-ready
-    13. seats         the licence and the node have one left                       seats-full, sessions-full
+     1. form          every field has its shape and stays under its limit    malformed, licence-missing
+     2. issuer        the licence is signed by an issuer this node trusts    licence-malformed, licence-issuer-unknown
+     3. challenge     the nonce is ours, young and unused; it is spent now   challenge-unknown
+     4. possession    the buyer's key of `cnf.jkt` signed it for this use    licence-not-yours, bad-proof
+     5. node          the licence is for any node, or for this one           licence-other-node
+     6. revocation    its id is not on a list in force                       licence-revoked
+     7. clock         our clock is not behind what the ledger has seen       clock-rolled-back
+     8. standing      valid, or in its grace period                          licence-not-yet-valid, licence-expired
+     9. model         a covered version is published here                    model-unknown, tier-unavailable
+    10. grant         sent or installed; its keys open for this node         grant-missing, grant-mismatch
+    11. input key     the client holds the key that the licence names        wrong-input-key
+    12. loading       the package is decrypted if only its key was missing   model-not-ready
+    13. seats         the licence and the node have one left                 seats-full, sessions-full
 
 Steps 1 to 8 are `Desk.admit_proof`, 9 to 11 are `Desk.choose_package`; 12 is done by the caller, off the event loop,
 and 13 by the gate. Nothing is charged at any step. Who is asking comes before what they may do, so that a stolen
