@@ -19,31 +19,44 @@ Json = Any
 MAX_INTEGER = 2**53 - 1
 MAX_DEPTH = 32
 
+_FORM = "not a JSON document of the allowed form"
+
 
 def dumps(value: Any) -> bytes:
     """Return the canonical bytes of `value`. Raises `ApiMisuse` for what the form cannot hold."""
     _check(value, 0)
-    return _encode(value)
+    return encode(value)
 
 
 def loads(raw: bytes, *, max_bytes: int) -> Any:
     """Return the value of canonical bytes. Raises `Malformed` unless `dumps` would write exactly `raw`."""
     value = parse(raw, max_bytes=max_bytes)
-    if _encode(value) != raw:
+    if encode(value) != raw:
         raise Malformed("JSON is not in canonical form")
     return value
 
 
 def parse(raw: bytes, *, max_bytes: int) -> Any:
     """Return the value of strict JSON in any spacing and order, for documents that people edit. Raises `Malformed`."""
+    value = scan(raw, max_bytes=max_bytes)
+    try:
+        _check(value, 0)
+    except ApiMisuse as error:
+        raise Malformed(_FORM) from error
+    return value
+
+
+def scan(raw: bytes, *, max_bytes: int) -> Any:
+    """Return the value of JSON without duplicate keys, its numbers, strings and depth unchecked. Raises `Malformed`.
+
+    For a caller who builds the document anew from what it found and compares bytes; everybody else wants `parse`.
+    """
     if len(raw) > max_bytes:
         raise Malformed(f"JSON document of {len(raw)} bytes exceeds {max_bytes}")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        _check(value, 0)
-    except (ValueError, RecursionError, ApiMisuse) as error:
-        raise Malformed("not a JSON document of the allowed form") from error
-    return value
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(_FORM) from error
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -57,8 +70,10 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _encode(value: Any) -> bytes:
-    """Return the bytes of a value that `_check` has let pass."""
+def encode(value: Any) -> bytes:
+    """Return the canonical bytes of a value that is known to have a form, such as one made of checked strings and
+    integers; `dumps` is for all others.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 

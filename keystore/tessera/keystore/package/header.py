@@ -66,7 +66,7 @@ def build_header(manifest: Manifest, signature: bytes, manifest_json: bytes | No
         "tessera.manifest": text.decode("utf-8"),
         "tessera.signature": base64.urlsafe_b64encode(signature).rstrip(b"=").decode("ascii"),
     }
-    raw = canonical.dumps({"__metadata__": metadata, **tensors})
+    raw = canonical.encode({"__metadata__": metadata, **tensors})  # of checked texts and numbers
     padded = raw + b" " * (-len(raw) % ALIGNMENT)
     if len(padded) > MAX_HEADER_BYTES:
         raise Malformed(f"the header would exceed {MAX_HEADER_BYTES} bytes: too many parts or too long a text")
@@ -75,18 +75,25 @@ def build_header(manifest: Manifest, signature: bytes, manifest_json: bytes | No
 
 def parse_header(raw: bytes) -> Header:
     """Return the checked header of `raw` (without the 8 length bytes). Raises `Malformed`."""
-    document = canonical.parse(raw.rstrip(b" "), max_bytes=MAX_HEADER_BYTES)  # the comparison below makes it canonical
+    document = canonical.scan(raw.rstrip(b" "), max_bytes=MAX_HEADER_BYTES)  # the comparison below settles its form
     if not isinstance(document, dict):
         raise Malformed("the header is not an object")
     metadata = fields.record(document.get("__metadata__"), _METADATA_FIELDS, "the header's metadata")
-    if not isinstance(metadata["tessera.manifest"], str):
-        raise Malformed("the manifest is not a string")
-    manifest_json = metadata["tessera.manifest"].encode("utf-8")
+    manifest_json = _utf8(metadata["tessera.manifest"])
     manifest = Manifest.from_json(manifest_json)
     signature = _signature(metadata["tessera.signature"])
     if build_header(manifest, signature, manifest_json) != _LENGTH.pack(len(raw)) + raw:
         raise Malformed("the header does not follow from the manifest")
     return Header(manifest, manifest_json, signature)
+
+
+def _utf8(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise Malformed("the manifest is not a string")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:  # an escaped half of a surrogate pair
+        raise Malformed("the manifest is no text") from error
 
 
 def _signature(text: object) -> bytes:

@@ -83,7 +83,7 @@ class PatchEntry:
         if len(view) % self.unit_bytes or int(self.units[-1]) >= len(view) // self.unit_bytes:
             raise Malformed(f"the patch of {self.tensor} names units that the tensor does not have")
         unit = np.dtype((np.void, self.unit_bytes))  # whole units are moved, whatever they are made of
-        np.frombuffer(view, unit)[self.units] = self.values.view(unit)[:, 0]
+        np.put(np.frombuffer(view, unit), self.units.astype(np.intp), self.values.view(unit)[:, 0])
 
 
 def encode_patch(entries: Iterable[PatchEntry]) -> bytes:

@@ -37,6 +37,7 @@ Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 _READ_BYTES = 1 << 20
+_SMALL_BYTES = 1 << 17
 
 
 def open_package(path: str | os.PathLike[str], issuers: Mapping[str, bytes]) -> "SealedPackage":
@@ -168,7 +169,12 @@ class UnlockedPackage:
         The AEAD and SHA-256 run without the interpreter's lock. After the first error the tensors that are being read
         are finished, the others are left alone; raises as `read_tensor_into`.
         """
-        in_threads(lambda name: self.read_tensor_into(name, buffers[name]), self._largest_first(buffers), workers)
+
+        def read(lot: list[str]) -> None:
+            for name in lot:
+                self.read_tensor_into(name, buffers[name])
+
+        in_threads(read, self._lots(buffers), workers)
 
     def read_tier_into(self, key: TierKey, buffers: "Mapping[str, Buffer]", *, workers: int = 1) -> dict[str, int]:
         """Decrypt every tensor named in `buffers` into its buffer, at the tier of `key`, in `workers` threads; return,
@@ -187,21 +193,28 @@ class UnlockedPackage:
                 for entry in patch.entries:
                     changes.setdefault(entry.tensor, []).append((patch.tier, entry))
 
-            def read(name: str) -> None:
-                self.read_tensor_into(name, buffers[name])
-                for _, entry in changes.get(name, ()):
-                    entry.write_into(buffers[name])
+            def read(lot: list[str]) -> None:
+                for name in lot:
+                    self.read_tensor_into(name, buffers[name])
+                    for _, entry in changes.get(name, ()):
+                        entry.write_into(buffers[name])
 
-            in_threads(read, self._largest_first(buffers), workers)
+            in_threads(read, self._lots(buffers), workers)
             return {name: found[-1][0] for name, found in changes.items() if name in buffers}
         finally:
             for patch in opened:
                 wipe(patch.plain)
 
-    def _largest_first(self, names: Iterable[str]) -> list[str]:
-        """The order in which threads finish at about the same time; names that are unknown come last."""
-        sizes = {name: part.size for name, part in self._tensors.items()}
-        return sorted(names, key=lambda name: -sizes.get(name, -1))
+    def _lots(self, names: Iterable[str]) -> list[list[str]]:
+        """What threads take one after the other: all small tensors together, then the others, the largest first.
+
+        A small tensor costs more of the interpreter than of the cipher. Spread over threads, they wait for its lock
+        longer than one thread takes for all of them; names that are unknown are small.
+        """
+        sizes = {name: self._tensors[name].size if name in self._tensors else 0 for name in names}
+        small = [name for name, size in sizes.items() if size < _SMALL_BYTES]
+        large = sorted((name for name in sizes if sizes[name] >= _SMALL_BYTES), key=lambda name: -sizes[name])
+        return [lot for lot in (small, *([name] for name in large)) if lot]
 
     def read_program(self) -> bytes:
         """Return the program's bytes. Raises `Tampered`."""

@@ -6,6 +6,7 @@ last view of them goes, so that weights which were unloaded do not stay in an al
 """
 
 import contextlib
+import math
 import mmap
 from collections.abc import Sequence
 from typing import Final
@@ -19,10 +20,10 @@ LARGE_PAGE: Final = 1 << 21
 
 def fresh(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Return a contiguous tensor on the CPU with undefined content, in memory that nothing else uses."""
-    tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
-    if tensor.nbytes < LARGE_PAGE:
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE_PAGE:
         return torch.empty(tuple(shape), dtype=dtype)
-    pages = _large_pages(tensor.nbytes)
+    pages = _large_pages(size)
     return torch.from_numpy(pages).view(dtype).view(tuple(shape))
 
 
