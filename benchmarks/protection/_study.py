@@ -218,7 +218,9 @@ def tiers(
 
 
 def agreement(study: Study, cache: Cache, layer: Layer, steps: Sequence[int], reference: int) -> list[Row]:
-    """Return how well short schedules and one-shot scores of one layer agree with PSS of `reference` steps."""
+    """Return how well short schedules and one-shot scores of one layer agree with PSS of `reference` steps, which are
+    the study's own where it learns each layer for as many.
+    """
 
     def learned(count: int, seed: int = 0) -> Scores:
         schedule = Schedule(steps=count)
@@ -230,7 +232,8 @@ def agreement(study: Study, cache: Cache, layer: Layer, steps: Sequence[int], re
 
         return cache.scores(f"{study.name} agreement {count}", settings, make)
 
-    long = learned(reference)
+    own = layer in study.chosen and study.schedule == Schedule(steps=reference)
+    long = {layer.weight: scores(study, cache, "pss")[layer.weight]} if own else learned(reference)
     found: dict[str, Scores] = {f"pss {count} steps": learned(count) for count in steps}
     found[f"pss {reference} steps, other seed"] = learned(reference, 1)
     found |= {

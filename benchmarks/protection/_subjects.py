@@ -119,7 +119,7 @@ def cifar_bundle(
     """
     found = cifar10(data)
     train, test = found.train, found.test
-    step = 100 if quick else 10
+    step = 100 if quick else 20
     some, labels = test.images[::step].contiguous(), test.labels[::step].contiguous()
     augment = chain(random_shift(4), random_flip())
     convolutions = choose(layers_of(model))
@@ -135,7 +135,7 @@ def cifar_bundle(
         name=name,
         metric="accuracy",
         model=model,
-        objective=Objective(model, labelled(train.images, train.labels, 64, augment), cross_entropy),
+        objective=Objective(model, labelled(train.images, train.labels, 32, augment), cross_entropy),
         chosen=layers,
         subset=lambda run: share_right(run, some, labels),
         full=lambda run: {"accuracy": share_right(run, test.images[judged], test.labels[judged])},
@@ -143,7 +143,7 @@ def cifar_bundle(
         schedule=Schedule(steps=5 if quick else 200),
         network_schedule=Schedule(steps=5 if quick else 300),
         settings={
-            "model": name, "layers": [layer.weight for layer in layers], "quick": quick, "batch": 64,
+            "model": name, "layers": [layer.weight for layer in layers], "quick": quick, "batch": 32,
             "subset": f"every {step}th of the 10,000 test images: {len(some)}", "full": len(test.images[judged]),
         },
         most=most,

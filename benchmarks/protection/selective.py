@@ -103,7 +103,7 @@ def run_dncnn(asked: argparse.Namespace, cache: Cache) -> None:
     """PSNR without a key by selector and budget, and by tier."""
     study = dncnn(data_path(asked.data), quick=asked.quick, whole=not asked.crops)
     quick = asked.quick
-    rows = list(sweep(study, cache, DNCNN_BUDGETS[3:4] if quick else DNCNN_BUDGETS, 1 if quick else 3))
+    rows = list(sweep(study, cache, DNCNN_BUDGETS[3:4] if quick else DNCNN_BUDGETS, 1))
     table = tiers(study, cache, "pss", DNCNN_BUDGET, fractions=TIER_FRACTIONS)
     settings = {**study.settings, "judged": study.full_images}
     noisy = cache.rows("dncnn noisy", settings, lambda: noisy_psnr(study))
@@ -197,7 +197,7 @@ def _classification(asked: argparse.Namespace, cache: Cache, study: Study) -> No
     ]
     table = [row for kind in best for row in tiers(study, cache, kind, CLASS_BUDGET, "global", TIER_FRACTIONS)]
     layer = max(study.chosen[:3], key=lambda entry: entry.count)
-    agreed = agreement(study, cache, layer, (2, 3) if quick else (30, 100), 4 if quick else 300)
+    agreed = agreement(study, cache, layer, (2, 3) if quick else (30, 100), 4 if quick else 200)
     agreed = agreed if quick else [*agreed, *_times(study, cache)]
     falls = [_falls(rows, kind, scope) for kind in SELECTORS for scope in scopes]
     bars = [*_class_bars(repeated), *_tier_bars(table)]
