@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from benchmarks.protection._cache import Cache
 from benchmarks.protection._chen_wu import ChenWuRun, Transformation, bytes_of
+from benchmarks.protection._samples import sample
 from tessera.keystore.copyright import CopyrightRecord, bound_key, buyer_input_key
 from tessera.keystore.secrets import InputKey
 from tessera.protect import RECIPES, TrainingTask, train
 from tessera.protect.audit import ATTACKS, Budget, Meter, Sample, subject_of_module
-from tessera.protect.data import ArrayDataset, Split
+from tessera.protect.data import Split
 from tessera.protect.evaluate import evaluation_keys, score
 from tessera.protect.isnn import IsnnAccuracy, IsnnSettings, measure, trace
 from tessera.protect.isnn.run import IsnnRun
@@ -26,14 +27,18 @@ WRONG_KEYS: Final = 100
 WRONG_RECORDS: Final = 20
 SAMPLE: Final = 300
 """Test images that wrong keys, wrong records, near keys, noise and traces are measured on."""
-RECIPE_OF: Final = {"cifar10": "cifar10-fast", "fashion": "fashion-mnist-fast"}
+SAMPLE_FRAMES: Final = 16
+"""The same for segmentation."""
+RECIPE_OF: Final = {"cifar10": "cifar10-fast", "fashion": "fashion-mnist-fast", "camvid": "camvid-unet"}
 SPECS: Final = {
     "cifar10": {"fixed": "isnn:4:16", "content": "isnn:4:16:content"},
     "fashion": {"fixed": "isnn:14:16", "content": "isnn:14:16:content"},
+    "camvid": {"fixed": "isnn:8:16", "content": "isnn:8:16:content"},
 }
 TUNING: Final[dict[str, dict[str, Any]]] = {
     "cifar10": {"epochs": 2, "batch": 128, "learning_rate": 0.05, "muon_rate": 0.02},
     "fashion": {"epochs": 2, "batch": 64, "learning_rate": 0.05, "muon_rate": 0.02},
+    "camvid": {"epochs": 3, "batch": 8, "learning_rate": 1e-3},
 }
 """A fine-tune's settings in the place of the recipe's."""
 
@@ -112,7 +117,7 @@ class Bench:
         if data not in self._tasks:
             task = RECIPES[RECIPE_OF[data]].task(self._data)
             if self._quick:
-                small = Split(_some(task.data.train, 256), _some(task.data.test, 64))
+                small = Split(sample(task.data.train, 256), sample(task.data.test, 64))
                 task = dataclasses.replace(task, data=small, epochs=1)
             self._tasks[data] = task
         return self._tasks[data]
@@ -173,8 +178,8 @@ class Bench:
         )  # fmt: skip
         return _joined(legal, every), min(every.legal)
 
-    def _some(self, plan: Plan) -> ArrayDataset:
-        return _some(self.task(plan.data).data.test, SAMPLE)
+    def _some(self, plan: Plan) -> Any:
+        return sample(self.task(plan.data).data.test, SAMPLE_FRAMES if plan.data == "camvid" else SAMPLE)
 
     def _model_path(self, plan: Plan) -> Path:
         return self._work / f"{plan.name.replace('/', '-')}{'-quick' if self._quick else ''}.pt"
@@ -215,20 +220,14 @@ class Bench:
         model = task.model(spec)
         model.load_state_dict(torch.load(self._model_path(plan), weights_only=True))
         subject = subject_of_module(model, key, spec, task, name=plan.name)
-        sample = Sample(task.data.train, _some(task.data.test, budget.held_out), f"the data of {task.name}")
+        shown = Sample(task.data.train, sample(task.data.test, budget.held_out), f"the data of {task.name}")
         begun = time.process_time()
         found = ATTACKS[name].run(
-            subject, sample, budget, Meter(budget.minutes * 60), seed=0, device=torch.device("cpu")
+            subject, shown, budget, Meter(budget.minutes * 60), seed=0, device=torch.device("cpu")
         )
         seconds = round(time.process_time() - begun, 1)
         _say(f"{plan.name} {name}: {[row.to_json() for row in found.rows]}")
         return [{"row": plan.name, "attack": name, **row.to_json(), "seconds": seconds} for row in found.rows]
-
-
-def _some(data: Any, count: int) -> ArrayDataset:
-    """Return `count` images of a fixed shuffle: files hold them class by class."""
-    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
-    return ArrayDataset(data.images[chosen], data.labels[chosen])
 
 
 def _joined(legal: IsnnAccuracy, every: IsnnAccuracy) -> Row:

@@ -4,6 +4,7 @@
 
     cifar10      CIFAR-10 with the CPU recipe: both forms, three seeds, beside Chen & Wu 2018
     fashion      the same for Fashion-MNIST
+    camvid       CamVid with the U-Net recipe: both forms, one seed; mean IoU
     buyers       Fashion-MNIST, the form by content, for 1, 4, 16 and 64 buyers at once
     attacks      inversion, averaging, adapter, fine-tuning, pruning, ambiguity against both forms on CIFAR-10
     choose       one table beside the block transforms of `keyed_inputs`, from what both have recorded
@@ -56,6 +57,7 @@ def attack_plans() -> list[Plan]:
 PARTS: Final = {
     "cifar10": lambda: plans_of("cifar10"),
     "fashion": lambda: plans_of("fashion"),
+    "camvid": lambda: [Plan("camvid", form) for form in ("content", "fixed")],
     "buyers": buyer_plans,
     "attacks": attack_plans,
     "choose": list,
@@ -90,8 +92,8 @@ def bars_of(rows: Sequence[Row]) -> Iterator[Row]:
     """Yield the bars of the measured rows of ours, and whether Chen & Wu are beaten by the mean over seeds."""
     measured = [row for row in rows if row["status"] == "measured"]
     for row in measured:
-        if "chen-wu" in row["row"]:
-            continue
+        if "chen-wu" in row["row"] or row["row"].startswith("camvid"):
+            continue  # what mean IoU chance has is not 10 %
         lost = row["unprotected"] - row["legal"]
         yield bar(f"{row['row']}: legal, lost", f"<= {LOST_BAR}", lost, lost <= LOST_BAR)
         for name, words in (("clean", "clean"), ("wrong_key", "wrong keys"), ("wrong_record", "wrong records")):

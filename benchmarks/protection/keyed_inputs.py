@@ -29,9 +29,9 @@ from benchmarks._harness import RESULTS, bar, print_bars, print_table, result_pa
 from benchmarks.protection._cache import Cache
 from benchmarks.protection._keyed_plots import draw_keys, draw_near_keys
 from benchmarks.protection._published import UNPROTECTED, published_loss
+from benchmarks.protection._samples import sample
 from tessera.keystore.secrets import InputKey
 from tessera.protect import RECIPES, TrainingTask, train
-from tessera.protect.data import ArrayDataset, SegmentationDataset
 from tessera.protect.evaluate import evaluate, evaluation_keys, score
 from tessera.protect.near_keys import NearKeyTransform
 from tessera.transforms import TransformSpec
@@ -47,7 +47,6 @@ ADVISED_AGAINST: Final = 0.20
 """A setting whose wrong keys reach more than this on average is advised against by name (chance is 0.10)."""
 
 Row = dict[str, Any]
-LabelledImages = ArrayDataset | SegmentationDataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,14 +170,6 @@ class Bench:
 def row_key(plan: Plan) -> InputKey:
     """Return the input key of a row: the same in every run, so that a broken one can go on; it protects nothing."""
     return evaluation_keys(1, 1000 + plan.seed)[0]
-
-
-def sample(data: LabelledImages, count: int) -> Any:
-    """Return `count` samples of a fixed shuffle, in the form of `data`."""
-    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
-    if isinstance(data, SegmentationDataset):
-        return SegmentationDataset(data.images[chosen], data.labels[chosen], data.classes, data.ignore)
-    return ArrayDataset(data.images[chosen], data.labels[chosen])
 
 
 def table(rows: Sequence[Row], plans: Sequence[Plan]) -> Iterator[Row]:
