@@ -15,6 +15,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
 
 from tessera.keystore import _ed25519
@@ -180,30 +181,49 @@ class UnlockedPackage:
         """Decrypt every tensor named in `buffers` into its buffer, at the tier of `key`, in `workers` threads; return,
         by name, the last tier that changed a tensor of `buffers`; those that are not named are the base's.
 
-        All patches are opened and checked before anything is written, and every tensor then gets its units as soon as
-        it is there. Raises as `read_patch` and `read_tensor_into`; after an error of the latter, tensors that were read
-        before hold their plaintext.
+        Keys are held against the manifest before anything is written; patches are opened while tensors are read. Raises
+        as `read_patch` and `read_tensor_into`; after `Tampered` and `Malformed`, tensors hold plaintext of this tier or
+        of the base, which the caller must wipe.
         """
+        doors = [self._door(key.at(tier)) for tier in range(1, key.tier + 1)]
         opened: list[_OpenPatch] = []  # filled as they are opened, so that an error leaves none of them unwiped
+        changes: dict[str, list[tuple[int, PatchEntry]]] = {}
+        known, early = threading.Event(), list[str]()
+
+        def open_patches() -> None:
+            for door in doors:
+                opened.append(self._open(door))
+                for entry in opened[-1].entries:
+                    changes.setdefault(entry.tensor, []).append((opened[-1].tier, entry))
+            known.set()
+
+        def patch(name: str) -> None:
+            for _, entry in changes.get(name, ()):  # in the order of the tiers: the highest one's values stay
+                entry.write_into(buffers[name])
+
+        def read(lot: list[str]) -> None:
+            for name in lot:
+                self.read_tensor_into(name, buffers[name])
+                if known.is_set():
+                    patch(name)
+                else:
+                    early.append(name)
+
+        small, *large = self._lots(buffers)
+
+        def begin() -> None:
+            open_patches()  # this and small tensors keep the interpreter busy, so one thread does both
+            read(small)
+
+        jobs: list[Callable[[], None]] = [begin, *(partial(read, lot) for lot in large)]
         try:
-            keys = [key.at(tier) for tier in range(1, key.tier + 1)]
-            in_threads(lambda one: opened.append(self._read_patch(one)), keys, workers)
-            changes: dict[str, list[tuple[int, PatchEntry]]] = {}
-            for patch in sorted(opened, key=lambda patch: patch.tier):  # the highest tier's values are written last
-                for entry in patch.entries:
-                    changes.setdefault(entry.tensor, []).append((patch.tier, entry))
-
-            def read(lot: list[str]) -> None:
-                for name in lot:
-                    self.read_tensor_into(name, buffers[name])
-                    for _, entry in changes.get(name, ()):
-                        entry.write_into(buffers[name])
-
-            in_threads(read, self._lots(buffers), workers)
+            in_threads(_call, jobs, workers)
+            for name in early:
+                patch(name)
             return {name: found[-1][0] for name, found in changes.items() if name in buffers}
         finally:
-            for patch in opened:
-                wipe(patch.plain)
+            for one in opened:
+                wipe(one.plain)
 
     def _lots(self, names: Iterable[str]) -> list[list[str]]:
         """What threads take one after the other: all small tensors together, then the others, the largest first.
@@ -214,7 +234,7 @@ class UnlockedPackage:
         sizes = {name: self._tensors[name].size if name in self._tensors else 0 for name in names}
         small = [name for name, size in sizes.items() if size < _SMALL_BYTES]
         large = sorted((name for name in sizes if sizes[name] >= _SMALL_BYTES), key=lambda name: -sizes[name])
-        return [lot for lot in (small, *([name] for name in large)) if lot]
+        return [small, *([name] for name in large)]
 
     def read_program(self) -> bytes:
         """Return the program's bytes. Raises `Tampered`."""
@@ -248,22 +268,29 @@ class UnlockedPackage:
         return frozenset(entry.tensor for entry in patch.entries)
 
     def _read_patch(self, key: TierKey) -> "_OpenPatch":
+        return self._open(self._door(key))
+
+    def _door(self, key: TierKey) -> "_Door":
+        """Return the patch of the tier of `key` with what opens it, once the key is known to be the right one."""
         part = next((part for part in self.manifest.patches if part.name == patch_name(key.tier)), None)
         if part is None:
             raise NotFound(f"the package has no patch for tier {key.tier}", reason="tier-unavailable")
-        opened = aead.package_key(key.secret, self.manifest.package_id, self.manifest.salt)
-        right = aead.commits_to(part.commitment, opened, aead.TIER_COMMITMENT_LABEL)
+        opens = aead.package_key(key.secret, self.manifest.package_id, self.manifest.salt)
+        right = aead.commits_to(part.commitment, opens, aead.TIER_COMMITMENT_LABEL)
         if key.package_id != self.manifest.package_id or not right:
             raise WrongKey(f"the tier key is not the one that tier {key.tier} of this package is sealed with")
-        plain = memoryview(bytearray(part.size))
-        self._decrypt(part, plain, opened)
+        return _Door(key.tier, part, opens)
+
+    def _open(self, door: "_Door") -> "_OpenPatch":
+        plain = memoryview(bytearray(door.part.size))
+        self._decrypt(door.part, plain, door.key)
         try:
             entries = decode_patch(plain)
             check_patch(entries, self._tensors)
         except BaseException:
             wipe(plain)
             raise
-        return _OpenPatch(key.tier, entries, plain)
+        return _OpenPatch(door.tier, entries, plain)
 
     def _decrypt(self, part: Part, out: memoryview, key: aead.PackageKey | None = None) -> None:
         try:
@@ -295,6 +322,14 @@ class UnlockedPackage:
         return found
 
 
+class _Door(NamedTuple):
+    """A patch that is sealed, and its key."""
+
+    tier: int
+    part: Part
+    key: aead.PackageKey
+
+
 class _OpenPatch(NamedTuple):
     """A patch in plain."""
 
@@ -302,6 +337,10 @@ class _OpenPatch(NamedTuple):
     entries: tuple[PatchEntry, ...]
     plain: memoryview
     """The memory that the entries are views of."""
+
+
+def _call(job: Callable[[], None]) -> None:
+    job()
 
 
 def _header(file: PackageFile) -> tuple[Header, int]:
