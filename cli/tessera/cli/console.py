@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 WIDTH_WITHOUT_TERMINAL = 160
 """Columns assumed when output goes to a file or a pipe, so that key ids are not broken in two."""
+
+SECONDS_BETWEEN_LINES = 30
+"""Of a long step, where there is no terminal for a bar."""
 
 Advance = Callable[[int, int], None]
 """Progress callback: (steps done, steps in total)."""
@@ -68,7 +72,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
 
 @contextmanager
 def progress(label: str) -> Iterator[Advance]:
-    """Show a progress bar on standard error while the block runs; yields the callback that moves it."""
+    """Show progress on standard error while the block runs; yields the callback that moves it.
+
+    A bar in a terminal; elsewhere, where a bar would be a heap of lines or nothing, a line every half minute.
+    """
+    if not sys.stderr.isatty():
+        yield _lines(label)
+        return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -82,6 +92,19 @@ def progress(label: str) -> Iterator[Advance]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
         last = bar.tasks[0]
         bar.update(task, total=last.total or 1, completed=last.total or 1)
+
+
+def _lines(label: str) -> Advance:
+    begun_s = told_s = time.monotonic()
+
+    def advance(done: int, total: int) -> None:
+        nonlocal told_s
+        now_s = time.monotonic()
+        if now_s - told_s >= SECONDS_BETWEEN_LINES:
+            told_s = now_s
+            note(f"{label}: {done / max(total, 1):.0%} after {now_s - begun_s:.0f} s")
+
+    return advance
 
 
 def note(sentence: str) -> None:

@@ -1,5 +1,6 @@
 """A training run in the terminal: the recipe's task with the options of the command line, and a progress bar."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,6 +66,24 @@ def prepared_training(
         yield task, {**options, "progress": bar.after_epoch, "pulses": bar.within_epoch}
 
 
+class _TrainingLines:
+    """A line after each epoch, where there is no terminal."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+
+    def within_epoch(self, at: "Pulse") -> None:
+        """Say nothing."""
+
+    def after_epoch(self, at: "Progress") -> None:
+        """Tell an epoch's result."""
+        reached = f"test {at.metric.replace('_', ' ')} {at.test_score:.1%}"
+        console.note(
+            f"{self._label}: epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}  {reached}  "
+            f"{at.samples_per_s:,.0f} samples/s"
+        )
+
+
 class _TrainingBar:
     """One bar: how far the run is, and what the last epoch reached."""
 
@@ -95,7 +114,10 @@ def format_remaining(seconds: float) -> str:
 
 
 @contextmanager
-def _bar(label: str) -> Iterator[_TrainingBar]:
+def _bar(label: str) -> Iterator[_TrainingBar | _TrainingLines]:
+    if not sys.stderr.isatty():
+        yield _TrainingLines(label)
+        return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from support.cli import document, invoke, refusal
+from tessera.cli import console
 from tessera.cli.training import format_remaining
 
 
@@ -43,6 +44,32 @@ def test_options_change_the_run(tmp_path: Path) -> None:
     assert [report[name] for name in ("batch", "learning_rate", "precision", "compile")] == [128, 0.001, "fp32", False]
     assert told["accuracy"]["wrong_keys"] == 0
     assert (tmp_path / "bundle" / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_without_a_terminal_each_epoch_is_a_line(tmp_path: Path) -> None:
+    """What a log file holds of a training: where it stands, and nothing else but the table at the end."""
+    told = invoke("protect", "train", "--recipe", "digits", "--epochs", 2, "--wrong-keys", 0, "--out", tmp_path / "b")
+    lines = [line for line in told.stderr.splitlines() if line.startswith("training digits: ")]
+    assert [line.split("  ")[0] for line in lines] == ["training digits: epoch 1/2", "training digits: epoch 2/2"]
+    assert all("test accuracy " in line and "samples/s" in line for line in lines)
+
+
+def test_without_a_terminal_long_steps_tell_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line every half minute, here every time; a step that ends sooner says nothing."""
+    with console.progress("sealing") as advance:
+        advance(1, 4)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
+    with console.progress("sealing") as advance:
+        advance(1, 4)
+        advance(4, 4)
+    assert [line.split(" after ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "sealing: 25%",
+        "sealing: 100%",
+    ]
 
 
 @pytest.mark.parametrize(
