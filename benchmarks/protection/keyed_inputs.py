@@ -14,6 +14,7 @@ measured on the first images of a shuffled test set, as many as `config` says; r
 import argparse
 import dataclasses
 import itertools
+import re
 import statistics
 import sys
 import tempfile
@@ -56,11 +57,19 @@ class Plan:
     recipe: str
     transform: str | None
     seed: int = 0
+    network_of: str | None = None
+    """For an unprotected model: build the network for this transform, whose first layer takes blocks."""
 
     @property
     def name(self) -> str:
         """How `--only` and the table call it."""
-        return f"{self.recipe}/{self.transform or 'unprotected'}/{self.seed}"
+        plain = "unprotected" if self.network_of is None else f"unprotected+{self.network_of}"
+        return f"{self.recipe}/{self.transform or plain}/{self.seed}"
+
+    @property
+    def settings(self) -> Row:
+        """What decides the row."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "network_of" or value}
 
     @property
     def kind_and_block(self) -> tuple[str, int] | None:
@@ -85,7 +94,8 @@ def gpu_plans() -> list[Plan]:
 def segmentation_plans() -> list[Plan]:
     """The rows of the segmenter: the recipe's 176x240 is divided by 2, 4, 8 and 16."""
     specs = [f"{kind}:{block}" for block, kind in itertools.product((4, 2, 8, 16), ("shf", "np", "ffx"))]
-    return [Plan("camvid-unet", transform) for transform in (None, *specs)]
+    keyed = [Plan("camvid-unet", transform) for transform in specs]
+    return [Plan("camvid-unet", None), Plan("camvid-unet", None, network_of="np:4"), *keyed]
 
 
 PARTS: Final = {"cpu": cpu_plans, "gpu": gpu_plans, "segmentation": segmentation_plans}
@@ -101,7 +111,7 @@ class Bench:
 
     def row(self, plan: Plan, *, run: bool) -> Row:
         """Return the row of `plan`: measured now or before when `run`, else what was measured before."""
-        settings = dataclasses.asdict(plan) | {"quick": self._quick, "torch": torch.__version__, "device": self._device}
+        settings = plan.settings | {"quick": self._quick, "torch": torch.__version__, "device": self._device}
         if not run and not self._cache.has(plan.name, settings):
             return {"row": plan.name, "status": "not run"}
         row: Row = self._cache.rows(plan.name, settings, lambda: self._measured(plan))
@@ -109,6 +119,10 @@ class Bench:
 
     def _measured(self, plan: Plan) -> Row:
         task = self._task(plan.recipe)
+        if plan.network_of is not None:
+            build, blocks = task.network_for, TransformSpec.parse_text(plan.network_of)
+            assert build is not None
+            task = dataclasses.replace(task, network_for=lambda _none: build(blocks))
         spec = None if plan.transform is None else TransformSpec.parse_text(plan.transform)
         key = None if spec is None else row_key(plan)
         started_s = time.monotonic()
@@ -119,7 +133,7 @@ class Bench:
             seed=plan.seed,
             device=self._device,
             wrong_keys=0,
-            checkpoint_dir=self._work / "checkpoints" / plan.name.replace("/", "-").replace(":", ""),
+            checkpoint_dir=self._work / "checkpoints" / re.sub("[^A-Za-z0-9]+", "-", plan.name.replace(":", "")),
             progress=lambda state: print(f"  {plan.name}: {state}", file=sys.stderr, flush=True),
         )
         row: Row = {
@@ -174,7 +188,7 @@ def row_key(plan: Plan) -> InputKey:
 
 def table(rows: Sequence[Row], plans: Sequence[Plan]) -> Iterator[Row]:
     """Yield the lines that are printed: points lost beside the published loss, wrong keys, near keys."""
-    base = {plan.recipe: row["right_key"] for plan, row in _measured(plans, rows) if plan.transform is None}
+    base = _unprotected(plans, rows)
     for plan, row in zip(plans, rows, strict=True):
         line: Row = {"row": plan.name, "right key": row.get("right_key"), "plain": row.get("plain")}
         unprotected = base.get(plan.recipe)
@@ -197,9 +211,9 @@ def published_of(plan: Plan) -> float | None:
 
 def bars_of(rows: Sequence[Row], plans: Sequence[Plan]) -> Iterator[dict[str, Any]]:
     """Yield the bars of measured rows: the loss against the published one, and wrong keys and plain images."""
-    base = {plan.recipe: row["right_key"] for plan, row in _measured(plans, rows) if plan.transform is None}
+    base = _unprotected(plans, rows)
     for plan, row in _measured(plans, rows):
-        if plan.recipe == "cifar10-fast" and plan.transform is None:
+        if plan.recipe == "cifar10-fast" and plan.transform is None and plan.network_of is None:
             yield bar(f"{plan.name}: accuracy", ">= 0.85", row["right_key"], row["right_key"] >= 0.85)
         if plan.transform is None or row["metric"] != "accuracy":
             continue
@@ -209,6 +223,12 @@ def bars_of(rows: Sequence[Row], plans: Sequence[Plan]) -> Iterator[dict[str, An
             yield bar(f"{plan.name}: right key, lost", f"<= {published} as published", lost, lost <= published)
         for name, value in (("wrong keys, mean", row["wrong_mean"]), ("plain images", row["plain"])):
             yield bar(f"{plan.name}: {name}", f"<= {ADVISED_AGAINST}", value, value <= ADVISED_AGAINST)
+
+
+def _unprotected(plans: Sequence[Plan], rows: Sequence[Row]) -> dict[str, float]:
+    """Return what each recipe's own network reaches."""
+    plain = ((plan, row) for plan, row in _measured(plans, rows) if plan.transform is None)
+    return {plan.recipe: row["right_key"] for plan, row in plain if plan.network_of is None}
 
 
 def _measured(plans: Sequence[Plan], rows: Sequence[Row]) -> Iterator[tuple[Plan, Row]]:
