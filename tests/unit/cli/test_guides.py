@@ -1,5 +1,6 @@
 """The walk-throughs of docs/guides work as they are printed."""
 
+import json
 import re
 import shlex
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from support.cli import invoke, need_usual_ports
+from support.process import free_port
 from tessera.protect.data import digits
 
 GUIDES = Path(__file__).parents[3] / "docs" / "guides"
@@ -28,7 +30,7 @@ def blocks(guide: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     """Return every `tessera` command line in the guides, split into words."""
-    text = "\n".join(block for guide in ("vendor", "operator", "buyer", "isnn") for block in blocks(guide))
+    text = "\n".join(block for guide in ("vendor", "operator", "buyer", "isnn", "tiers") for block in blocks(guide))
     lines = re.findall(r"^(?:until )?(tessera .*)$", text.replace("\\\n", " "), re.MULTILINE)
     return [shlex.split(re.split(r"\s2?>", line)[0]) for line in lines]
 
@@ -91,6 +93,49 @@ def test_the_walk_through_for_buyers_by_name(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Globex (L-17)" in done.stdout
     assert "unlocked by:" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_the_walk_through_for_licence_tiers(tmp_path: Path) -> None:
+    """From a plain bundle to a faded licence and an audit, with less training and auditing and ports of its own."""
+    script = "\n".join(blocks("tiers"))
+    for old, new in _QUICK.items():
+        assert old in script
+        script = script.replace(old, new)
+    port = str(free_port())
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "TESSERA_PORT": port,
+        "TESSERA_METRICS_PORT": str(free_port()),
+        "TESSERA_SERVER": f"localhost:{port}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        ["bash", "-c", f"set -eE\ntrap 'kill %1' ERR\n{script}"],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r'^"tier":(\d+)$', done.stdout, re.MULTILINE) == ["3", "4", "2"]
+    told = json.loads((tmp_path / "digits-tiers" / "report.json").read_text(encoding="utf-8"))["selective"]
+    assert [(tier["tier"], tier["name"]) for tier in told["tiers"]] == list(enumerate(_NAMES, start=1))
+    assert (tmp_path / "digits-audit" / "report.html").exists()
+
+
+_QUICK = {
+    "train --recipe": "train --epochs 5 --recipe",
+    "audit digits-tiers": "audit --attack tier-keys digits-tiers",
+    "valid 10s": "valid 2s",
+    "sleep 10": "sleep 2",
+}
+_NAMES = ("tier-0", "tier-1", "tier-2", "full")
+"""What the guide says that tiers 1 to 4 are called."""
 
 
 def _count(guide: str) -> int:
