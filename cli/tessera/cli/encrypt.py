@@ -29,10 +29,18 @@ def encrypt(
         ),
     ] = None,
     data: DataOption = None,
-    budget: Annotated[float, typer.Option(help="Share of the units to encrypt, above 0 and at most 1.")] = 0.08,
+    budget: Annotated[
+        float, typer.Option(help="Share of the units to encrypt, of each layer or (--scope global) of all, up to 1.")
+    ] = 0.08,
     tiers: Annotated[
         str, typer.Option(metavar="FRACTIONS", help="Share of the encrypted units that each tier gets back, rising.")
     ] = "0,0.68,0.76,0.84,0.92,1.0",
+    names: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="What the tiers are called, lowest first: basic,good,full; default: tier-1, …, full."
+        ),
+    ] = None,
     layers: Annotated[str, typer.Option(help="Names of layers, or auto: every convolution larger than 1x1.")] = "auto",
     scope: Annotated[
         str, typer.Option(help="layer: the budget holds in each layer; global: one ranking over all.")
@@ -72,7 +80,8 @@ def encrypt(
     settings = Settings(
         budget=budget,
         fractions=fractions,
-        layers=None if layers == "auto" else tuple(name.strip() for name in layers.split(",")),
+        layers=None if layers == "auto" else _words(layers),
+        names=None if names is None else _words(names),
         scope=scope,  # type: ignore[arg-type]  # checked by make_plan
         scores=scores,  # type: ignore[arg-type]  # checked by score_by
         decoys=decoys,  # type: ignore[arg-type]  # checked by make_decoys
@@ -91,6 +100,10 @@ def encrypt(
         console.note("The lowest tier is still better than guessing: raise --budget, or try --scope global.")
     if not made.report["rising"]:
         console.note("Two tiers measure the same or fall: use fewer tiers, or fractions further apart.")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
 
 
 def _from_recipe(name: str, data: Path | None) -> "Split":

@@ -13,7 +13,7 @@ from tessera.keystore.errors import Malformed
 
 if TYPE_CHECKING:
     from tessera.cli.samples import Given
-    from tessera.client import Answer, ModelContract
+    from tessera.client import Answer, ModelContract, SessionInfo
 
 ServerOption = Annotated[
     str, typer.Option("--server", envvar="TESSERA_SERVER", metavar="HOST:PORT", help="Where the server listens.")
@@ -94,12 +94,16 @@ def infer(
         "timeout_s": timeout_s,
         "max_message_bytes": max_message * 2**20,
     }
-    answers = _ask(server, settings, model, given, sole=out is not None)
-    _finish(inputs, answers, top=top, out=out, receipts=receipts, as_json=as_json)
+    answers, session = _ask(server, settings, model, given, sole=out is not None)
+    _finish(inputs, answers, session, top=top, out=out, receipts=receipts, as_json=as_json)
 
 
-def _ask(server: str, settings: dict[str, Any], model: str, given: "Sequence[Given]", *, sole: bool) -> "list[Answer]":
-    """Return the answers to each file's samples. Raises what the client raises, in the words of the command."""
+def _ask(
+    server: str, settings: dict[str, Any], model: str, given: "Sequence[Given]", *, sole: bool
+) -> "tuple[list[Answer], SessionInfo]":
+    """Return the answers to each file's samples and the session that they came in. Raises what the client raises, in
+    the words of the command.
+    """
     from tessera.client import Client, MessageTooLarge, ServerUnverified, Unreachable
 
     with argument(f"--server {server}", only=(Unreachable, ServerUnverified)), Client(server, **settings) as client:
@@ -108,7 +112,7 @@ def _ask(server: str, settings: dict[str, Any], model: str, given: "Sequence[Giv
             _check_sole_output(contract)
         batches = [entry.samples(contract) for entry in given]
         try:
-            return [client.infer_detailed(model, batch) for batch in batches]
+            return [client.infer_detailed(model, batch) for batch in batches], client.session_info(model)
         except MessageTooLarge as error:
             if error.status is None:  # the client's own limit, which this command has an option for
                 error.remedy = "give --max-message MIB a larger number"
@@ -118,6 +122,7 @@ def _ask(server: str, settings: dict[str, Any], model: str, given: "Sequence[Giv
 def _finish(
     inputs: Sequence[Path],
     answers: "Sequence[Answer]",
+    session: "SessionInfo",
     *,
     top: int | None,
     out: Path | None,
@@ -133,6 +138,7 @@ def _finish(
     found = [entry for path, answer in zip(inputs, answers, strict=True) for entry in _predictions(path, answer, top)]
     document = {
         "predictions": found,
+        "session": {name: getattr(session, name) for name in ("model", "version", "tier", "notice")},
         "seconds": [round(answer.seconds, 6) for answer in answers],
         "usage": [record.to_claims() for answer in answers for record in answer.receipts],
     }
@@ -142,6 +148,9 @@ def _finish(
         (entry["file"], entry["sample"], *((entry["output"],) if several else ()), in_words(entry)) for entry in found
     ]
     console.emit(document, as_json=as_json, show=lambda: [console.table(columns, rows)])
+    if not as_json:
+        told = f"{session.model} version {session.version}, tier {session.tier}"
+        console.note(f"{told}; {session.notice}" if session.notice else told)
 
 
 def _predictions(path: Path, answer: "Answer", top: int | None) -> list[dict[str, Any]]:

@@ -203,6 +203,7 @@ def summary(licence: "Licence") -> dict[str, Any]:
         "valid_from": format_moment(licence.not_before_s),
         "expires": format_moment(licence.expires_at_s),
         "expiry_policy": terms.expiry.action,
+        **({} if terms.expiry.tier is None else {"degrade_to": terms.expiry.tier}),
         "grace": format_duration(terms.expiry.grace_s),
         "quota": _quota_text(terms.quota),
         "rate_samples_per_s": terms.rate_samples_per_s,

@@ -167,7 +167,7 @@ def write_bundle(bundle: Bundle, folder: Path, *, curves: bytes | None = None) -
     weights = safetensors.torch.save(bundle.tensors)
     _write(folder / "weights.safetensors", weights, PRIVATE_MODE)
     _write(folder / "program.pt2", bundle.program, PUBLIC_MODE)
-    for number, tier in enumerate(bundle.tiers):
+    for number, tier in enumerate(bundle.tiers, start=1):
         _write(_patch_path(folder, number), tier.patch, PRIVATE_MODE)
     if bundle.report is not None:
         _write(folder / "report.json", json.dumps(bundle.report, indent=1).encode() + b"\n", PUBLIC_MODE)
@@ -265,7 +265,7 @@ def _patch_path(folder: Path, number: int) -> Path:
 
 def _tiers(folder: Path, value: Any) -> tuple[BundleTier, ...]:
     entries = fields.sequence(value, 1, MAX_TIERS, "a bundle's tiers")
-    return tuple(_tier(_patch_path(folder, number), entry) for number, entry in enumerate(entries))
+    return tuple(_tier(_patch_path(folder, number), entry) for number, entry in enumerate(entries, start=1))
 
 
 def _tier(path: Path, value: Any) -> BundleTier:

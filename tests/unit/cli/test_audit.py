@@ -96,7 +96,7 @@ def test_tiers_are_audited_in_a_bundle_and_in_a_package(desk: Path, tmp_path: Pa
         assert (told["tiers"], told["transform"], told["right_key"]) == (3, None, None)
         assert told["full_model"] > told["file_alone"]
         found = json.loads(Path(told["json"]).read_bytes())
-        assert found["tiers"] == ["tier-0", "tier-1", "full"]
+        assert found["tiers"] == ["tier-1", "tier-2", "full"]
 
 
 @pytest.mark.slow

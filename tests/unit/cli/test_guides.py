@@ -134,7 +134,7 @@ _QUICK = {
     "valid 10s": "valid 2s",
     "sleep 10": "sleep 2",
 }
-_NAMES = ("tier-0", "tier-1", "tier-2", "full")
+_NAMES = ("tier-1", "tier-2", "tier-3", "full")
 """What the guide says that tiers 1 to 4 are called."""
 
 

@@ -69,6 +69,7 @@ async def test_a_buyer_infers_and_both_sides_verify_the_usage(tmp_path: Path) ->
         infer = buyer_files(site, tmp_path)
         found = await told(*infer, "--receipts", tmp_path / "receipts", "--top", 3)
         assert [len(entry["top"]) for entry in found["predictions"]] == [3, 3]
+        assert found["session"] == {"model": KEYED.model, "version": KEYED.version, "tier": 1, "notice": ""}
         (usage,) = found["usage"]
         (entry,) = (await told("usage", "report", "-k", site.directory))["usage"]
         assert entry["samples"] == usage["samples"] == 2

@@ -100,4 +100,6 @@ def test_degrading_goes_down(bench: Bench) -> None:
     policy = ("--expiry-policy", "degrade", "--grace", "7d", "--tier", "2", "--degrade-to")
     assert "above the licence's own tier 2" in refusal(*arguments(bench, *policy, "3"))["message"]
     assert not bench.licence.exists()
-    assert document(*arguments(bench, *policy, "1"))["expiry_policy"] == "degrade"
+    told = document(*arguments(bench, *policy, "1"))
+    assert (told["expiry_policy"], told["degrade_to"]) == ("degrade", 1)
+    assert document("licence", "inspect", bench.licence)["degrade_to"] == 1

@@ -147,7 +147,8 @@ class _Donors:
         found = np.abs(directions.astype(np.float32) @ self._directions[known].astype(np.float32).T)
         if own is not None:
             found[own[:, None] == known[None]] = 0
-        return found.max(axis=1).astype(np.float64)
+        largest: Floats = found.max(axis=1).astype(np.float64)
+        return largest
 
 
 DECOYS: Final[dict[str, Callable[[Layer, Floats, Mask, SecretStream], Floats]]] = {

@@ -54,6 +54,8 @@ class Settings:
     batches: int = 32
     seed: int = 0
     """Of the scores; decoys are always fresh."""
+    names: tuple[str, ...] | None = None
+    """Of the tiers, lowest first; None for tier-1, tier-2, … and full."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def encrypt_bundle(
     """
     _check(bundle, data)
     check_budget(settings.budget, settings.fractions, settings.scope)
+    names = _names(settings)
     check_kind(settings.decoys)
     transform = _transform(bundle, key)
     model = module_of(bundle)
@@ -106,7 +109,7 @@ def encrypt_bundle(
     plan = make_plan(
         network, layers, scores, budget=settings.budget, fractions=settings.fractions, scope=settings.scope
     )
-    return _taken_apart(bundle, model, data, plan, settings, transform, seconds)
+    return _taken_apart(bundle, model, data, plan, settings, names, transform, seconds)
 
 
 def _taken_apart(
@@ -115,6 +118,7 @@ def _taken_apart(
     data: Split,
     plan: Plan,
     settings: Settings,
+    names: tuple[str, ...],
     transform: TorchTransform | None,
     seconds: float,
 ) -> Encrypted:
@@ -126,8 +130,8 @@ def _taken_apart(
     runs = [as_module(with_state(model, state, most=bundle.max_batch)) for state in states]
     values = [float(score(run, data.test, torch.device("cpu"), transform)) for run in runs]
     tiers = tuple(
-        BundleTier(_name(tier, plan.tiers), {metric: value}, patch)
-        for tier, (value, patch) in enumerate(zip(values, parts.patches, strict=True))
+        BundleTier(name, {metric: value}, patch)
+        for name, value, patch in zip(names, values, parts.patches, strict=True)
     )
     report = {
         "settings": {**dataclasses.asdict(settings), "layers": [layer.weight for layer in plan.layers]},
@@ -148,8 +152,18 @@ def _taken_apart(
     return Encrypted(made, report)
 
 
-def _name(tier: int, count: int) -> str:
-    return "full" if tier == count - 1 else f"tier-{tier}"
+def _names(settings: Settings) -> tuple[str, ...]:
+    """Return the tiers' names. Raises `ApiMisuse` unless there is one for each, none twice and none a number."""
+    count = len(settings.fractions)
+    if settings.names is None:
+        return (*(f"tier-{tier}" for tier in range(1, count)), "full")
+    names = settings.names
+    if len(names) != count or len(set(names)) != count or any(name.isdigit() for name in names):
+        raise ApiMisuse(
+            f"{count} tiers have {count} different names that are no numbers, not {', '.join(names) or 'none'}",
+            remedy="Give one name for each fraction, the lowest tier first.",
+        )
+    return names
 
 
 def _chance(data: Split) -> float:

@@ -114,7 +114,7 @@ def test_retraining_restores_what_was_withheld(subject: Subject) -> None:
     """From before the first step upwards, beside training from scratch; more images restore more."""
     found = run("tier-retraining", subject, steps=60)
     assert {row.series for row in found.rows} == {
-        f"{title}, {target}" for title in ("the file alone", "tier 2, tier-1") for target in (ALL, LOCKED)
+        f"{title}, {target}" for title in ("the file alone", "tier 2, tier-2") for target in (ALL, LOCKED)
     }
     base = run("tier-quality", subject)
     tiers = [row.score for row in base.rows]
@@ -260,7 +260,7 @@ def test_a_model_with_both_protections_gets_both_families(both: tuple[dict[str, 
     assert isinstance(verdicts, list)
     assert [entry["attacker"] for entry in verdicts] == ["A0", "A1", "A2", "A3", "A4", "T0", "T1", "T2", "T3"]
     assert (found["protection"], found["transform"], found["tiers"]) == (
-        "keyed-input, tiers", "np:4", ["tier-0", "tier-1", "full"],
+        "keyed-input, tiers", "np:4", ["tier-1", "tier-2", "full"],
     )  # fmt: skip
     for text in ("AUC", "0 of 6", "best", "the file alone, no tier key", "Finding the encrypted weights", "3 tiers"):
         assert text in page

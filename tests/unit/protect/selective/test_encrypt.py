@@ -1,6 +1,7 @@
 """A bundle becomes a tiered bundle: measured, written, read again, and from the command line."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_tiers_are_measured_and_give_the_model_back(bundle: Bundle, tmp_path: Pa
     qualities = [tier.quality["accuracy"] for tier in made.bundle.tiers]
     assert qualities[0] < 0.5 < qualities[2]
     assert qualities[2] == pytest.approx(bundle.quality["accuracy_right_key"], abs=1e-4)
-    assert [tier.name for tier in made.bundle.tiers] == ["tier-0", "tier-1", "full"]
+    assert [tier.name for tier in made.bundle.tiers] == ["tier-1", "tier-2", "full"]
     assert made.report["rising"] == (qualities == sorted(set(qualities)))
     write_bundle(made.bundle, tmp_path / "tiered")
     found = read_bundle(tmp_path / "tiered")
@@ -77,6 +78,15 @@ def test_tiers_are_measured_and_give_the_model_back(bundle: Bundle, tmp_path: Pa
     assert same_bits(apply(found.tensors, increments, 2), bundle.tensors)
     assert not same_bits(apply(found.tensors, increments, 1), bundle.tensors)
     assert [path.stat().st_mode & 0o077 for path in (tmp_path / "tiered").glob("*.patch")] == [0, 0, 0]
+
+
+def test_tiers_have_the_names_that_the_vendor_gives(bundle: Bundle) -> None:
+    """One for each fraction; none twice, none missing, and none that could be taken for a tier's number."""
+    named = replace(SETTINGS, names=("preview", "standard", "all of it"))
+    assert [tier.name for tier in encrypt_bundle(bundle, DATA, named, key=KEY).bundle.tiers] == list(named.names or ())
+    for names in (("a", "b"), ("a", "b", "b"), ("1", "2", "3"), ()):
+        with pytest.raises(ApiMisuse, match="different names"):
+            encrypt_bundle(bundle, DATA, replace(SETTINGS, names=names), key=KEY)
 
 
 def test_the_report_holds_no_position(bundle: Bundle) -> None:
@@ -149,8 +159,8 @@ def test_the_command(bundle: Bundle, tmp_path: Path) -> None:
     np.savez(tmp_path / "bars.npz", images=both.images.numpy(), labels=both.labels.numpy())
     told = ["--samples", tmp_path / "bars.npz", "--key", tmp_path / "bars.key", "--budget", "0.5", "--tiers", "0,0.5,1"]
     command = ["protect", "encrypt", tmp_path / "plain", *told]
-    found = document(*command, "--scores", "fisher", "--out", tmp_path / "tiered")
-    assert [entry["name"] for entry in found["tiers"]] == ["tier-0", "tier-1", "full"]
+    found = document(*command, "--scores", "fisher", "--names", "low, better,full", "--out", tmp_path / "tiered")
+    assert [entry["name"] for entry in found["tiers"]] == ["low", "better", "full"]
     assert found["test_samples"] == 150
     assert len(read_bundle(tmp_path / "tiered").tiers) == 3
     shown = invoke(*command, "--out", tmp_path / "again", "--scope", "global", "--decoys", "normal")
