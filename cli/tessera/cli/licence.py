@@ -23,6 +23,7 @@ from tessera.cli.revocation import revoke
 
 if TYPE_CHECKING:
     from tessera.keystore.licence import ExpiryPolicy, Licence, Quota
+    from tessera.keystore.package import Manifest
 
 licence_app = typer.Typer(help="Issue, inspect, install, list and revoke licences.", no_args_is_help=True)
 licence_app.command(
@@ -115,7 +116,7 @@ def issue(
     from tessera.cli import loading
     from tessera.cli.isnn import read_record
     from tessera.cli.issuing import Offer, cut
-    from tessera.cli.package import secrets_beside
+    from tessera.cli.package import in_words, secrets_beside
     from tessera.keystore.licence import Quota
 
     loading.new_file(out)
@@ -140,8 +141,11 @@ def issue(
         passphrase_file=passphrase_file,
     )
     licence = cut(offer, out, issuer=loading.identity(issuer, "issuer", passphrase_file), now_s=now_s)
-    document = summary(licence) | {"file": str(out)}
-    console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
+    manifest = loading.manifest(package)
+    worth = _worth(licence, manifest)
+    document = summary(licence) | worth | {"file": str(out)}
+    told = document | {name: in_words(quality) for name, quality in worth.items()}
+    console.emit(document, as_json=as_json, show=lambda: [console.fields(told)])
 
 
 @licence_app.command("inspect", epilog="Example: tessera licence inspect ada.licence --issuer acme.key.pub")
@@ -211,6 +215,15 @@ def summary(licence: "Licence") -> dict[str, Any]:
         "input_key_id": terms.input_key_id,
         **({} if terms.copyright is None else {"copyright": terms.copyright.to_json()}),
     }
+
+
+def _worth(licence: "Licence", manifest: "Manifest") -> dict[str, dict[str, float]]:
+    """Return what the package says that the licence's tier is worth, and the one it degrades to."""
+    qualities = {tier.tier: dict(tier.quality) for tier in manifest.tiers}
+    worth = {"quality": qualities[licence.terms.tier]}
+    if licence.terms.expiry.tier is not None:
+        worth["degraded_quality"] = qualities[licence.terms.expiry.tier]
+    return worth
 
 
 def _quota_text(quota: "Quota | None") -> str | None:

@@ -102,4 +102,6 @@ def test_degrading_goes_down(bench: Bench) -> None:
     assert not bench.licence.exists()
     told = document(*arguments(bench, *policy, "1"))
     assert (told["expiry_policy"], told["degrade_to"]) == ("degrade", 1)
+    table = {tier["tier"]: tier["quality"] for tier in document("package", "inspect", bench.package)["tiers"]}
+    assert (told["quality"], told["degraded_quality"]) == (table[2], table[1])
     assert document("licence", "inspect", bench.licence)["degrade_to"] == 1
