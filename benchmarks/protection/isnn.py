@@ -26,7 +26,17 @@ from typing import Final
 import torch
 
 from benchmarks._harness import RESULTS, bar, print_bars, print_table, result_path, write_result
-from benchmarks.protection._isnn_models import SAMPLE, SPECS, TUNING, WRONG_KEYS, WRONG_RECORDS, Bench, Plan, Row
+from benchmarks.protection._isnn_models import (
+    LONGER,
+    SAMPLE,
+    SPECS,
+    TUNING,
+    WRONG_KEYS,
+    WRONG_RECORDS,
+    Bench,
+    Plan,
+    Row,
+)
 from benchmarks.protection._isnn_plots import draw_inversion, draw_near
 from tessera.protect.audit import Budget
 from tessera.protect.isnn import IsnnSettings
@@ -214,6 +224,7 @@ def _config() -> Row:
     return {
         "specs": SPECS,
         "tuning": TUNING,
+        "longer": {"/".join(names): changes for names, changes in LONGER.items()},
         "wrong_keys": WRONG_KEYS,
         "wrong_records": WRONG_RECORDS,
         "sample": SAMPLE,
