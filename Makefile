@@ -9,6 +9,9 @@ KERNEL := $(addprefix transforms/tessera/transforms/,_kernel.c _passing.h)
 INPUTS := pyproject.toml constraints.txt hatch_build.py $(KERNEL)
 ROOMS := proto client keystore transforms server protect cli
 
+JOBS ?= 2
+TEST_ARGS ?= -n $(JOBS) --dist loadgroup
+
 .PHONY: help demo test lint check proto proto-check format bench clean
 
 help: ## Show this list
@@ -30,8 +33,8 @@ $(VENV)/.dev: $(VENV)/.base
 demo: $(VENV)/.base ## Protect, seal, license, serve and meter one real model, end to end
 	$(BIN)/tessera demo $(DEMO_ARGS)
 
-test: $(VENV)/.dev ## Run the whole test suite
-	$(BIN)/python -m pytest $(TEST_ARGS)
+test: $(VENV)/.dev ## Run the whole test suite in JOBS=2 processes; TEST_ARGS='-k name' runs a part of it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
 
 lint: $(VENV)/.dev proto-check ## ruff, mypy --strict, import contracts, buf lint, generated code up to date
 	$(BIN)/ruff check .

@@ -88,4 +88,5 @@ _OURS = (
     "TESSERA_SERVER",
     "TESSERA_CA",
     "TESSERA_DEBUG",
+    "TESSERA_DATA",
 )

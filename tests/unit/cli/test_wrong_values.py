@@ -79,7 +79,8 @@ CASES = [(call, option, value) for call, entries in WRONG.items() for option, va
 FREE = {
     ("health", "--service"), ("protect train", "--device"), ("protect trace", "--device"),
     ("protect audit", "--device"), ("serve", "--arithmetic"),
-    *(("protect encrypt", f"--{name}") for name in ("budget", "layers", "scope", "scores", "decoys", "recipe")),
+    *(("protect encrypt", f"--{name}") for name in ("budget", "names", "layers", "scope", "scores", "decoys")),
+    ("protect encrypt", "--recipe"),
 }  # fmt: skip
 """Any text will do, or the error is another room's, which is asked only once there is a model, and tested there."""
 

@@ -132,7 +132,7 @@ def test_networks_that_do_not_fit() -> None:
         {"class_weights": (1.0,)}, {"classes": 2}, {"learning_rate": math.nan}, {"label_smoothing": 1.0},
         {"mean": (0.5,)}, {"batch": 0},
     ],
-    ids=str,
+    ids=lambda changes: "-".join(changes),
 )  # fmt: skip
 def test_fields_that_cannot_be_trained_with(changes: dict[str, Any]) -> None:
     """A task checks its fields when it is made."""
