@@ -116,7 +116,7 @@ def issue(
     from tessera.cli import loading
     from tessera.cli.isnn import read_record
     from tessera.cli.issuing import Offer, cut
-    from tessera.cli.package import in_words, secrets_beside
+    from tessera.cli.package import quality_text, secrets_beside
     from tessera.keystore.licence import Quota
 
     loading.new_file(out)
@@ -144,7 +144,7 @@ def issue(
     manifest = loading.manifest(package)
     worth = _worth(licence, manifest)
     document = summary(licence) | worth | {"file": str(out)}
-    told = document | {name: in_words(quality) for name, quality in worth.items()}
+    told = document | {name: quality_text(quality) for name, quality in worth.items()}
     console.emit(document, as_json=as_json, show=lambda: [console.fields(told)])
 
 

@@ -178,14 +178,16 @@ def tiers(manifest: "Manifest") -> list[dict[str, Any]]:
 
 def _shown(document: dict[str, Any]) -> list["RenderableType"]:
     """Return a summary as a person reads it: the tiers in a table of their own."""
-    rows = [[tier["tier"], tier["name"], in_words(tier["quality"]), tier["patch_bytes"]] for tier in document["tiers"]]
+    rows = [
+        [tier["tier"], tier["name"], quality_text(tier["quality"]), tier["patch_bytes"]] for tier in document["tiers"]
+    ]
     return [
         console.fields({name: value for name, value in document.items() if name != "tiers"}),
         console.table(("tier", "name", "quality", "patch bytes"), rows, title="tiers"),
     ]
 
 
-def in_words(quality: Mapping[str, float]) -> str:
+def quality_text(quality: Mapping[str, float]) -> str:
     """Return what was measured of a tier, for people."""
     return ", ".join(f"{name} {value:.4g}" for name, value in quality.items()) or "not measured"
 

@@ -35,6 +35,22 @@ def commands() -> list[list[str]]:
     return [shlex.split(re.split(r"\s2?>", line)[0]) for line in lines]
 
 
+def pasted(script: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `script` in `folder` with nothing of this shell's environment, hold that every command succeeds, and return
+    what was printed. A server that the script left in the background is stopped when one fails.
+    """
+    done = subprocess.run(
+        ["bash", "-c", f"set -eE\ntrap 'kill %1 2> /dev/null' ERR\n{script}"],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=folder,
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(folder), **environment},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 @pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words[1:3]))
 def test_each_command_of_the_guides_exists_with_its_options(words: list[str]) -> None:
     """A renamed option would strand whoever follows the guide."""
@@ -61,17 +77,7 @@ def test_the_three_walk_throughs_work_when_pasted(tmp_path: Path) -> None:
     script = "\n".join(blocks(guide)[at] for guide, at in ORDER)
     for old, new in quick.items():
         script = script.replace(old, new)
-    beside = Path(sys.executable).parent
-    environment = {"PATH": f"{beside}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run(
-        ["bash", "-c", f"set -eE\ntrap 'kill %1' ERR\n{script}"],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        cwd=tmp_path,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = pasted(script, tmp_path)
     assert "contract ended" not in done.stderr
     assert len(list((tmp_path / "receipts").iterdir())) == 1
 
@@ -86,11 +92,7 @@ def test_the_walk_through_for_buyers_by_name(tmp_path: Path) -> None:
     test = digits().test
     np.savez(tmp_path / "held.npz", images=test.images[:60].numpy(), labels=test.labels[:60].numpy())
     script = "\n".join(blocks("isnn")).replace("train --recipe digits", "train --epochs 2 --recipe digits")
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run(
-        ["bash", "-ec", script], capture_output=True, text=True, timeout=180, cwd=tmp_path, env=environment
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = pasted(script, tmp_path)
     assert "Globex (L-17)" in done.stdout
     assert "unlocked by:" in done.stdout
 
@@ -105,23 +107,8 @@ def test_the_walk_through_for_licence_tiers(tmp_path: Path) -> None:
         assert old in script
         script = script.replace(old, new)
     port = str(free_port())
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-        "HOME": str(tmp_path),
-        "TESSERA_PORT": port,
-        "TESSERA_METRICS_PORT": str(free_port()),
-        "TESSERA_SERVER": f"localhost:{port}",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        ["bash", "-c", f"set -eE\ntrap 'kill %1' ERR\n{script}"],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        cwd=tmp_path,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    ports = {"TESSERA_PORT": port, "TESSERA_METRICS_PORT": str(free_port()), "TESSERA_SERVER": f"localhost:{port}"}
+    done = pasted(script, tmp_path, OMP_NUM_THREADS="1", **ports)
     assert re.findall(r'^"tier":(\d+)$', done.stdout, re.MULTILINE) == ["3", "4", "2"]
     told = json.loads((tmp_path / "digits-tiers" / "report.json").read_text(encoding="utf-8"))["selective"]
     assert [(tier["tier"], tier["name"]) for tier in told["tiers"]] == list(enumerate(_NAMES, start=1))

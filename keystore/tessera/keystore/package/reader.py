@@ -39,6 +39,7 @@ Progress = Callable[[int, int], None]
 
 _READ_BYTES = 1 << 20
 _SMALL_BYTES = 1 << 17
+"""A tensor below this costs more of the interpreter than of the cipher: about 50 us a tensor, at 2.5 GB/s."""
 
 
 def open_package(path: str | os.PathLike[str], issuers: Mapping[str, bytes]) -> "SealedPackage":
@@ -167,8 +168,8 @@ class UnlockedPackage:
     def read_tensors_into(self, buffers: "Mapping[str, Buffer]", *, workers: int = 1) -> None:
         """Decrypt every tensor named in `buffers` into its buffer, as `read_tensor_into` does, in `workers` threads.
 
-        The AEAD and SHA-256 run without the interpreter's lock. After the first error the tensors that are being read
-        are finished, the others are left alone; raises as `read_tensor_into`.
+        The AEAD and SHA-256 run without the interpreter's lock. After the first error each thread finishes the tensors
+        it has begun with (small ones are taken together), the others are left alone; raises as `read_tensor_into`.
         """
 
         def read(lot: list[str]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.keystore.errors import ApiMisuse, WrongKey
+from tessera.keystore.package import fields
 from tessera.keystore.proof import input_key_id
 from tessera.keystore.secrets import InputKey
 from tessera.protect.bundle import Bundle, BundleTier
@@ -153,15 +154,18 @@ def _taken_apart(
 
 
 def _names(settings: Settings) -> tuple[str, ...]:
-    """Return the tiers' names. Raises `ApiMisuse` unless there is one for each, none twice and none a number."""
+    """Return the tiers' names. Raises `ApiMisuse` unless there is one for each, none twice, each a label of the
+    package format (1 to 64 printable ASCII characters) and no number: licences name a tier by number or name.
+    """
     count = len(settings.fractions)
     if settings.names is None:
         return (*(f"tier-{tier}" for tier in range(1, count)), "full")
     names = settings.names
-    if len(names) != count or len(set(names)) != count or any(name.isdigit() for name in names):
+    fit = all(fields.LABEL.fullmatch(name) and not name.isdigit() for name in names)
+    if len(names) != count or len(set(names)) != count or not fit:
         raise ApiMisuse(
-            f"{count} tiers have {count} different names that are no numbers, not {', '.join(names) or 'none'}",
-            remedy="Give one name for each fraction, the lowest tier first.",
+            f"the names of {count} tiers are {count} different ones, not {', '.join(map(repr, names)) or 'none'}",
+            remedy="Give one for each fraction, the lowest tier first: up to 64 printable ASCII characters, no number.",
         )
     return names
 

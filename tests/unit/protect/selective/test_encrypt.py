@@ -84,8 +84,16 @@ def test_tiers_have_the_names_that_the_vendor_gives(bundle: Bundle) -> None:
     """One for each fraction; none twice, none missing, and none that could be taken for a tier's number."""
     named = replace(SETTINGS, names=("preview", "standard", "all of it"))
     assert [tier.name for tier in encrypt_bundle(bundle, DATA, named, key=KEY).bundle.tiers] == list(named.names or ())
-    for names in (("a", "b"), ("a", "b", "b"), ("1", "2", "3"), ()):
-        with pytest.raises(ApiMisuse, match="different names"):
+    for names in (
+        ("a", "b"),
+        ("a", "b", "b"),
+        ("1", "2", "3"),
+        (),
+        ("a", "", "c"),
+        ("a", "b", "gr\u00f6\u00dfer"),
+        ("a", "b", "c" * 65),
+    ):
+        with pytest.raises(ApiMisuse, match="names of 3 tiers"):
             encrypt_bundle(bundle, DATA, replace(SETTINGS, names=names), key=KEY)
 
 
