@@ -168,9 +168,9 @@ def _ascii(raw: memoryview) -> str:
 
 
 def _positions(units: npt.NDArray[np.integer]) -> npt.NDArray[np.uint32]:
-    found = np.asarray(units)
+    found = np.require(units, requirements="A")  # views of a patch lie at odd addresses, where numpy compares slowly
     if found.ndim != 1 or found.dtype.kind not in "iu" or not found.size:
         raise Malformed("the units of a patch are a row of at least one integer")
-    if int(found[0]) < 0 or int(found[-1]) >= MAX_UNITS or not bool(np.all(found[1:] > found[:-1])):
+    if int(found[0]) < 0 or int(found[-1]) >= MAX_UNITS or not bool((found[1:] > found[:-1]).all()):
         raise Malformed("the units of a patch do not rise strictly from 0 to 2^32 - 1")
     return found.astype(np.uint32, copy=False)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
 from tessera.keystore import _ed25519
 from tessera.keystore.errors import ApiMisuse, Malformed, NotFound, Tampered, Unauthenticated, WrongKey
 from tessera.keystore.package import aead
-from tessera.keystore.package.buffers import plain_bytes, wipe
+from tessera.keystore.package.buffers import fresh_bytes, plain_bytes, wipe
 from tessera.keystore.package.files import PackageFile
 from tessera.keystore.package.header import LENGTH_BYTES, Header, header_length, parse_header, signed_message
 from tessera.keystore.package.manifest import Manifest
@@ -106,7 +106,7 @@ class SealedPackage:
         The only check that also stops someone who holds the content key from exchanging weights (rule P-25).
         """
         done, total = 0, self.manifest.body_bytes
-        scratch = memoryview(bytearray(_READ_BYTES))
+        scratch = fresh_bytes(_READ_BYTES)
         for part in self.manifest.parts:
             hasher, begin = hashlib.sha256(), self._begins[part.key]
             for offset in range(0, part.sealed_bytes, _READ_BYTES):
@@ -182,21 +182,25 @@ class UnlockedPackage:
         """Decrypt every tensor named in `buffers` into its buffer, at the tier of `key`, in `workers` threads; return,
         by name, the last tier that changed a tensor of `buffers`; those that are not named are the base's.
 
-        Keys are held against the manifest before anything is written; patches are opened while tensors are read. Raises
-        as `read_patch` and `read_tensor_into`; after `Tampered` and `Malformed`, tensors hold plaintext of this tier or
+        Keys are held against the manifest before anything is written; patches are opened before tensors are read.
+        Raises as `read_patch` and `read_tensor_into`; after `Tampered` and `Malformed`, tensors hold plaintext of this tier or
         of the base, which the caller must wipe.
         """
         doors = [self._door(key.at(tier)) for tier in range(1, key.tier + 1)]
         opened: list[_OpenPatch] = []  # filled as they are opened, so that an error leaves none of them unwiped
         changes: dict[str, list[tuple[int, PatchEntry]]] = {}
-        known, early = threading.Event(), list[str]()
+        counting, known, early = threading.Lock(), threading.Event(), list[str]()
 
-        def open_patches() -> None:
-            for door in doors:
-                opened.append(self._open(door))
-                for entry in opened[-1].entries:
-                    changes.setdefault(entry.tensor, []).append((opened[-1].tier, entry))
-            known.set()
+        def open_one(door: _Door) -> None:
+            one = self._open(door)
+            with counting:
+                opened.append(one)
+                if len(opened) < len(doors):
+                    return
+                for one in sorted(opened, key=lambda patch: patch.tier):
+                    for entry in one.entries:
+                        changes.setdefault(entry.tensor, []).append((one.tier, entry))
+                known.set()
 
         def patch(name: str) -> None:
             for _, entry in changes.get(name, ()):  # in the order of the tiers: the highest one's values stay
@@ -210,13 +214,8 @@ class UnlockedPackage:
                 else:
                     early.append(name)
 
-        small, *large = self._lots(buffers)
-
-        def begin() -> None:
-            open_patches()  # this and small tensors keep the interpreter busy, so one thread does both
-            read(small)
-
-        jobs: list[Callable[[], None]] = [begin, *(partial(read, lot) for lot in large)]
+        jobs: list[Callable[[], None]] = [partial(open_one, door) for door in doors]
+        jobs += [partial(read, lot) for lot in self._lots(buffers)]
         try:
             in_threads(_call, jobs, workers)
             for name in early:
@@ -283,7 +282,7 @@ class UnlockedPackage:
         return _Door(key.tier, part, opens)
 
     def _open(self, door: "_Door") -> "_OpenPatch":
-        plain = memoryview(bytearray(door.part.size))
+        plain = fresh_bytes(door.part.size, lasting=False)
         self._decrypt(door.part, plain, door.key)
         try:
             entries = decode_patch(plain)
@@ -319,7 +318,7 @@ class UnlockedPackage:
         """Memory of this thread alone for one sealed chunk; kept, for fresh memory costs more than the cipher."""
         found: memoryview | None = getattr(self._local, "scratch", None)
         if found is None or len(found) < size:
-            found = self._local.scratch = memoryview(bytearray(size))
+            found = self._local.scratch = fresh_bytes(size, lasting=False)
         return found
 
 
