@@ -76,6 +76,31 @@ def write_result(
     return result
 
 
+def with_kept(rows: Sequence[Row], path: Path, names: Sequence[str] = ("row",)) -> list[dict[str, Any]]:
+    """Return `rows` with those that were not run now taken from the result recorded at `path`, where it has them.
+
+    `names` are the columns that tell rows apart; a row that was not run has no `status` or `label` but "not run". One
+    that is taken over carries the commit that measured it as `kept_from`, because code and settings may have moved on
+    since.
+    """
+    recorded: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    if path.exists():
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for row in result["rows"]:
+            if not _not_run(row):
+                kept = {"kept_from": result["commit"]} | row
+                recorded.setdefault(tuple(row[name] for name in names), []).append(kept)
+    merged: list[dict[str, Any]] = []
+    for row in rows:
+        found = recorded.get(tuple(row[name] for name in names), []) if _not_run(row) else []
+        merged += found or [dict(row)]
+    return merged
+
+
+def _not_run(row: Row) -> bool:
+    return "not run" in (row.get("status"), row.get("label"))
+
+
 def result_path(area: str, name: str) -> Path:
     """Return where a full run of a benchmark records its result on this machine."""
     words = "".join(char if char.isalnum() else " " for char in _processor().lower()).split()

@@ -1,6 +1,6 @@
 """What input-sensitive networks answer: legal inputs, every kind of illegal one, many buyers, and thieves.
 
-    python -m benchmarks.protection.isnn PART… [--data PATH] [--work DIR] [--only ROW…] [--quick]
+    python -m benchmarks.protection.isnn PART… [--data PATH] [--work DIR] [--only ROW…] [--keep] [--quick]
 
     cifar10      CIFAR-10 with the CPU recipe: both forms, three seeds, beside Chen & Wu 2018
     fashion      the same for Fashion-MNIST
@@ -11,7 +11,8 @@
 
 Every model is a short fine-tune of one unprotected model of the recipe (seed 0), which is trained first and kept in
 --work; seeds vary keys, order, draws. Long runs go in pieces: `--only` names the rows to run now, and one that was not
-run is recorded as not run. Legal and clean inputs are measured on the whole test set, the rest on `config`'s samples.
+run is recorded as not run, or with `--keep` taken from the recorded result, with its commit. Legal and clean inputs are
+measured on the whole test set, the rest on `config`'s samples.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import Final
 
 import torch
 
-from benchmarks._harness import RESULTS, bar, print_bars, print_table, result_path, write_result
+from benchmarks._harness import RESULTS, bar, print_bars, print_table, result_path, with_kept, write_result
 from benchmarks.protection._isnn_models import (
     LONGER,
     SAMPLE,
@@ -122,13 +123,14 @@ def bars_of(rows: Sequence[Row]) -> Iterator[Row]:
 def run_models(part: str, bench: Bench, asked: argparse.Namespace) -> None:
     """Train and measure the rows of a part."""
     plans = PARTS[part]()
+    path = result_path(AREA, f"isnn-{part}")
     rows = [bench.row(plan, run=asked.only is None or plan.name in asked.only) for plan in plans]
+    rows = with_kept(rows, path) if asked.keep else rows
     print_table(list(table(rows)))
     bars = list(bars_of(rows))
     print_bars(bars)
     if asked.quick or all(row["status"] != "measured" for row in rows):
         return
-    path = result_path(AREA, f"isnn-{part}")
     write_result(f"isnn-{part}", AREA, _config(), rows, bars, sorted({plan.seed for plan in plans}), path)
     done = [row for row in rows if row.get("near")]
     if done:
@@ -152,13 +154,14 @@ def run_attacks(bench: Bench, asked: argparse.Namespace) -> None:
                 rows += bench.attack(plan, name, budget)
             else:
                 rows.append({"row": plan.name, "attack": name, "label": "not run", "score": None})
+    path = result_path(AREA, "isnn-attacks")
+    rows = with_kept(rows, path, ("row", "attack")) if asked.keep else rows
     shown = ("row", "attack", "label", "images", "work", "score", "from_scratch", "note", "seconds")
     print_table([{name: row.get(name) for name in shown} for row in rows])
     bars = list(attack_bars(rows))
     print_bars(bars)
     if asked.quick:
         return
-    path = result_path(AREA, "isnn-attacks")
     config = _config() | {"budget": dataclasses.asdict(budget)}
     write_result("isnn-attacks", AREA, config, rows, bars, [0], path)
     draw_inversion(rows, RESULTS / f"{path.stem}.png")
@@ -240,6 +243,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the data sets; default: TESSERA_DATA")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "tessera-isnn")
     parser.add_argument("--only", nargs="*", metavar="ROW", help="run these rows; none: only report what was run")
+    parser.add_argument("--keep", action="store_true", help="take rows that are not run now from the recorded result")
     parser.add_argument("--quick", action="store_true", help="does it run at all? records nothing")
     asked = parser.parse_args()
     bench = Bench(asked.data, asked.work, quick=asked.quick)

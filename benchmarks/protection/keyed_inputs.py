@@ -1,14 +1,16 @@
 """What models trained on keyed inputs do with the right key, plain images, 100 wrong keys and nearly right ones.
 
-    python -m benchmarks.protection.keyed_inputs PART… [--data PATH] [--work DIR] [--only ROW…] [--device D] [--quick]
+    python -m benchmarks.protection.keyed_inputs PART… [--data PATH] [--work DIR] [--only ROW…] [--keep]
+        [--device D] [--quick]
 
     cpu            CIFAR-10 with the CPU recipe: unprotected, shf, np, ffx at M = 4
     gpu            CIFAR-10 with ResNet-18: each transform at M = 2, 4, 8, 16, three seeds at M = 4
     segmentation   CamVid with the U-Net recipe: mean IoU at the blocks that divide the image
 
 Long runs go in pieces: each trained model and each measurement is kept in --work, `--only` names the rows to run now,
-and a broken training goes on at its last epoch. A row that was not run is recorded as not run. Wrong and near keys are
-measured on the first images of a shuffled test set, as many as `config` says; right key and plain on all of it.
+and a broken training goes on at its last epoch. A row that was not run is recorded as not run; with `--keep` it is
+taken from the result that is recorded already, and says from which commit. Wrong and near keys are measured on the
+first images of a shuffled test set, as many as `config` says; right key and plain on all of it.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from benchmarks._harness import RESULTS, bar, print_bars, print_table, result_path, write_result
+from benchmarks._harness import RESULTS, bar, print_bars, print_table, result_path, with_kept, write_result
 from benchmarks.protection._cache import Cache
 from benchmarks.protection._keyed_plots import draw_keys, draw_near_keys
 from benchmarks.protection._published import UNPROTECTED, published_loss
@@ -242,23 +244,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the data sets; default: TESSERA_DATA")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "tessera-keyed-inputs")
     parser.add_argument("--only", nargs="*", metavar="ROW", help="run these rows; none: only report what was run")
+    parser.add_argument("--keep", action="store_true", help="take rows that are not run now from the recorded result")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="does it run at all? records nothing")
     asked = parser.parse_args()
     bench = Bench(asked.data, asked.work, asked.device, quick=asked.quick)
     for part in asked.parts:
         plans = PARTS[part]()
+        name = f"keyed-inputs-{part}"
+        path = result_path(AREA, name)
         rows = [bench.row(plan, run=asked.only is None or plan.name in asked.only) for plan in plans]
+        rows = with_kept(rows, path) if asked.keep else rows
         print_table(list(table(rows, plans)))
         bars = list(bars_of(rows, plans))
         print_bars(bars)
-        name = f"keyed-inputs-{part}"
         if asked.quick or all(row["status"] != "measured" for row in rows):
             continue
         config: Row = {"wrong_keys": WRONG_KEYS, "sample": WRONG_KEY_SAMPLES, "sample_frames": WRONG_KEY_FRAMES}
         config |= {"device": asked.device, "threads": torch.get_num_threads(), "published_unprotected": UNPROTECTED}
         config |= {"near_shares": NEAR_SHARES, "near_draws": NEAR_DRAWS}
-        path = result_path(AREA, name)
         write_result(name, AREA, config, rows, bars, sorted({plan.seed for plan in plans}), path)
         done = [row for row in rows if "wrong_keys" in row]
         if done:
