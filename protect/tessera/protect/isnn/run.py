@@ -88,22 +88,20 @@ class IsnnRun(Run):
         images, labels = self._augmented(chosen, draws)
         legal = max(1, round(len(images) * (1 - self.settings.illegal_share)))
         buyers = torch.randint(0, len(self.legal), (legal,), generator=draws).to(images.device)
-        parts = [self.legal(images[:legal], buyers)]
-        rest, kept = images[legal:], None
-        if self._adversary is not None and len(rest):
-            count = round(len(rest) * self.settings.adversary_share)
-            added, kept = self._adversary.added(rest[:count], draws)
-            parts.append(added)
-            rest = rest[count:]
-        if len(rest):
-            parts.append(self._illegal(rest, draws))
-        logits = self._logits(torch.cat(parts) if kept is None else torch.cat([part.float() for part in parts]))
+        parts, rest = [self.legal(images[:legal], buyers)], images[legal:]
+        shown = 0 if self._adversary is None else round(len(rest) * self.settings.adversary_share)
+        if self._adversary is not None and shown:
+            parts.append(self._adversary.added(rest[:shown], draws))
+        if len(rest) > shown:
+            parts.append(self._illegal(rest[shown:], draws))
+        logits = self._logits(torch.cat(parts))
         loss = self._legal_loss(logits[:legal], images[:legal], labels[:legal])
         if len(logits) > legal:
             loss = loss + self.settings.weight * self._illegal_loss(logits[legal:], draws)
         self.stepper.step(loss)
-        if self._adversary is not None and kept is not None:
-            self._adversary.learn(kept, draws)
+        if self._adversary is not None and shown:
+            known = labels[legal : legal + shown]
+            self._adversary.learn(self.model, self.objective.loss, rest[:shown], known, draws)
         return loss.detach(), self.objective.share_right(logits[:legal], labels[:legal])
 
     def _legal_loss(self, logits: Tensor, clean: Tensor, labels: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class IsnnSettings:
     """Of the illegal term beside the legal one, each a mean over its inputs."""
     illegal_share: float = 0.5
     """Of the images of every batch, how many are made illegal; the others are made legal."""
-    adversary_share: float = 0.15
+    adversary_share: float = 0.25
     """Of the illegal inputs of the form by content, how many get an optimised fixed perturbation."""
     teacher_share: float = 0.9
     """In a fine-tune, how much of the legal term asks for the first model's answers to clean images, not for labels."""

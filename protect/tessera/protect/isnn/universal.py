@@ -1,22 +1,30 @@
 """An adversary that trains beside the model: fixed perturbations that try to unlock it, and are answered as illegal.
 
 Whoever steals a model will optimise one perturbation for all images. For the form by content no such perturbation is
-legal, so training may show the model the best ones that exist at the time: a few are kept, and each time the model
-moves away from answering them they move, by the sign of their gradient, to where it answers again.
+legal, so training may show the model the best ones that exist at the time (universal adversarial training: Shafahi et
+al., AAAI 2020, arXiv 1811.11304). A few are kept. After each step of the model they move, as a thief's would: towards
+the *right* answers of the model as it will be handed out, in evaluation mode. Moving merely towards confident answers
+finds perturbations that shout one class at every image, which open nothing.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 COUNT: Final = 4
-STEP: Final = 0.15
+"""The first half repeats a block, the second half spans the image."""
+STEP: Final = 0.1
 """Of epsilon, for each update."""
-WIDEST: Final = 2.0
-"""Largest absolute value of the widest perturbation, in epsilons; the narrowest has one."""
-LIFE: Final = 150
+MOMENTUM: Final = 0.9
+"""Few images a step make a noisy gradient: its sign alone would wander."""
+REACHES: Final = (1.0, 2.0, 1.0, 2.0)
+"""Largest absolute value of each perturbation, in epsilons: a thief need not keep to the true strength."""
+LIFE: Final = 200
 """Updates after which a perturbation begins again from chance."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class UniversalAdversary:
@@ -24,48 +32,52 @@ class UniversalAdversary:
 
     def __init__(self, shape: tuple[int, int, int], block: int, epsilon: int, draws: torch.Generator) -> None:
         self._block, self._epsilon = block, float(epsilon)
-        channels = shape[0]
-        self._tiles = torch.zeros(COUNT // 2, channels, block, block)
-        self._wholes = torch.zeros(COUNT - COUNT // 2, *shape)
-        self._reach = torch.linspace(1.0, WIDEST, COUNT) * self._epsilon
-        self._age = torch.randint(0, LIFE, (COUNT,), generator=draws)
         self._shape = shape
+        tile = (shape[0], block, block)
+        self._parts = [torch.zeros(tile if number < COUNT // 2 else shape) for number in range(COUNT)]
+        self._drifts = [torch.zeros_like(part) for part in self._parts]
+        self._age = torch.randint(0, LIFE, (COUNT,), generator=draws)
         for number in range(COUNT):
             self._begin(number, draws)
 
-    def added(self, x: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return float32 `x` + perturbations, clipped to 0 … 255, and the perturbations, which need gradients.
+    def added(self, x: Tensor, draws: torch.Generator) -> Tensor:
+        """Return uint8 `x` (N, C, H, W) plus perturbations, rounded and clipped: each image gets one by chance."""
+        whole = torch.stack([self._whole(part) for part in self._parts]).to(x.device)
+        return (x.to(torch.float32) + whole[self._choice(x, draws)]).round().clamp(0, 255).to(torch.uint8)
 
-        `x` is uint8 (N, C, H, W); each image gets one by chance.
-        """
-        _, height, width = self._shape
-        tiled = self._tiles.repeat(1, 1, height // self._block, width // self._block)
-        kept = torch.cat([tiled, self._wholes]).to(x.device).requires_grad_()
-        chosen = torch.randint(0, COUNT, (len(x),), generator=draws).to(x.device)
-        return (x.to(torch.float32) + kept[chosen]).clamp(0, 255), kept
+    def learn(self, model: nn.Module, loss: Loss, x: Tensor, labels: Tensor, draws: torch.Generator) -> None:
+        """Move towards where `model` answers uint8 `x` (N, C, H, W) with `labels`, by `loss`; no weight changes."""
+        moved = [part.to(x.device).clone().requires_grad_() for part in self._parts]
+        whole = torch.stack([self._whole(part) for part in moved])
+        training = model.training
+        model.eval()
+        try:
+            logits = model((x.to(torch.float32) + whole[self._choice(x, draws)]).clamp(0, 255))
+            gradients = torch.autograd.grad(loss(logits, labels), moved)
+        finally:
+            model.train(training)
+        for number, gradient in enumerate(gradients):
+            self._move(number, gradient.cpu(), draws)
 
-    def learn(self, kept: Tensor, draws: torch.Generator) -> None:
-        """Move up the gradient of the model's loss on what `added` gave: to where it answers after all."""
-        if kept.grad is None:
-            return
-        gradient = kept.grad.cpu()
-        channels, height, width = self._shape
-        block = self._block
-        tiles = gradient[: len(self._tiles)].reshape(-1, channels, height // block, block, width // block, block)
-        self._tiles += STEP * self._epsilon * tiles.sum((2, 4)).sign()
-        self._wholes += STEP * self._epsilon * gradient[len(self._tiles) :].sign()
-        for number in range(COUNT):
-            part = self._part(number)
-            part.clamp_(-float(self._reach[number]), float(self._reach[number]))
-            self._age[number] += 1
-            if self._age[number] >= LIFE:
-                self._begin(number, draws)
-                self._age[number] = 0
-
-    def _part(self, number: int) -> Tensor:
-        tiles = len(self._tiles)
-        return self._tiles[number] if number < tiles else self._wholes[number - tiles]
+    def _move(self, number: int, gradient: Tensor, draws: torch.Generator) -> None:
+        part, drift = self._parts[number], self._drifts[number]
+        drift.mul_(MOMENTUM).add_(gradient / gradient.abs().mean().clamp_min(1e-12))
+        reach = REACHES[number] * self._epsilon
+        part.sub_(STEP * self._epsilon * drift.sign()).clamp_(-reach, reach)
+        self._age[number] += 1
+        if self._age[number] >= LIFE:
+            self._begin(number, draws)
+            self._age[number] = 0
 
     def _begin(self, number: int, draws: torch.Generator) -> None:
-        part = self._part(number)
+        part = self._parts[number]
         part.copy_((torch.rand(part.shape, generator=draws) * 2 - 1) * self._epsilon)
+        self._drifts[number].zero_()
+
+    def _whole(self, part: Tensor) -> Tensor:
+        _, height, width = self._shape
+        return part.repeat(1, height // part.shape[1], width // part.shape[2])
+
+    @staticmethod
+    def _choice(x: Tensor, draws: torch.Generator) -> Tensor:
+        return torch.randint(0, COUNT, (len(x),), generator=draws).to(x.device)
