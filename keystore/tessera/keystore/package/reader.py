@@ -183,8 +183,8 @@ class UnlockedPackage:
         by name, the last tier that changed a tensor of `buffers`; those that are not named are the base's.
 
         Keys are held against the manifest before anything is written; patches are opened before tensors are read.
-        Raises as `read_patch` and `read_tensor_into`; after `Tampered` and `Malformed`, tensors hold plaintext of this tier or
-        of the base, which the caller must wipe.
+        Raises as `read_patch` and `read_tensor_into`; after `Tampered` and `Malformed`, tensors hold plaintext of this
+        tier or of the base, which the caller must wipe.
         """
         doors = [self._door(key.at(tier)) for tier in range(1, key.tier + 1)]
         opened: list[_OpenPatch] = []  # filled as they are opened, so that an error leaves none of them unwiped
