@@ -3,7 +3,9 @@
     python -m benchmarks.tiers [--quick] [--tiers 5] [--rounds 7] [--seconds 8] [--json PATH]
 
 - Loading: weights of a tier in memory of our own, out of the sealed package, beside safetensors `load_file` and a clone
-  of every tensor; page cache warm. "program" adds reading and joining the graph, which every kind of loading needs.
+  of every tensor; page cache warm. "Memory as found" may lie with the host of a virtual machine, and whoever asks for
+  large pages then waits for it; the other rows find them at hand, as on a machine of one's own. "program" adds reading
+  and joining the graph, which every kind of loading needs.
 - Memory: the bytes of k tiers side by side against k copies of the model.
 - Serving: 32 samples in flight over the wire, in as many streams as there are tiers: all of the top one or one of each.
 
@@ -14,7 +16,7 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ import torch
 from torch import nn
 
 from benchmarks._harness import bar, interleaved_seconds, print_bars, print_table, result_path, spread, write_result
-from benchmarks.package_load import forget_freed_memory
+from benchmarks.package_load import forget_freed_memory, settle_memory
 from tessera.client import AsyncClient
 from tessera.keystore import grant as grants
 from tessera.keystore import licence as licences
@@ -169,20 +171,22 @@ def measure_loading(sold: Sold, folder: Path, rounds: int) -> tuple[list[dict[st
         kept = {name: tensor.clone() for name, tensor in safetensors.torch.load_file(plain).items()}
         assert len(kept) == len(sold.full)
 
-    variants = {
-        "safetensors load_file + clone": load_and_clone,
-        **{f"tier {tier}": lambda tier=tier: load_state(sold, tier) for tier in (1, top)},
-        f"tier {top}, program": lambda: load_program(sold, top),
+    plainly, highest = "safetensors load_file + clone", f"tier {top}"
+    variants: dict[str, Callable[[], object]] = {
+        plainly: load_and_clone,
+        "tier 1": lambda: load_state(sold, 1),
+        highest: lambda: load_state(sold, top),
+        f"{highest}, program": lambda: load_program(sold, top),
     }
-    seconds = interleaved_seconds(variants, rounds, prepare=forget_freed_memory)  # type: ignore[arg-type]
-    medians = {name: spread(values)["median"] for name, values in seconds.items()}
-    base = medians["safetensors load_file + clone"]
     size = sum(value.nbytes for value in sold.full.values())
-    rows = [
-        {"what": f"load: {name}", "value": 1e3 * median, "unit": "ms", "against plain": median / base, "MB": size / 1e6}
-        for name, median in medians.items()
-    ]
-    observed = medians[f"tier {top}"] / base
+    rows, observed = [], 0.0
+    for words, prepare in ((", memory as found", forget_freed_memory), ("", lambda: settle_memory(2 * size))):
+        seconds = interleaved_seconds(variants, rounds, prepare=prepare)
+        medians = {name: spread(values)["median"] for name, values in seconds.items()}
+        for name, median in medians.items():
+            found = {"value": 1e3 * median, "unit": "ms", "against plain": median / medians[plainly], "MB": size / 1e6}
+            rows.append({"what": f"load: {name}{words}", **found})
+        observed = medians[highest] / medians[plainly]
     return rows, bar("loading the top tier against load_file + clone", "at most 1.2 times", observed, observed <= 1.2)
 
 
