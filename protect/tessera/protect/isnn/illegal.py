@@ -21,7 +21,7 @@ IllegalKind = Literal["clean", "other-key", "near-key", "noise", "misplaced"]
 KINDS: Final[tuple[IllegalKind, ...]] = get_args(IllegalKind)
 
 SHARES: Final[Mapping[IllegalKind, float]] = {
-    "clean": 0.25, "other-key": 0.2, "near-key": 0.25, "noise": 0.1, "misplaced": 0.2,
+    "clean": 0.25, "other-key": 0.12, "near-key": 0.22, "noise": 0.03, "misplaced": 0.38,
 }  # fmt: skip
 """How often each kind is drawn; `misplaced` means nothing in the fixed form, where its share goes to the others."""
 
@@ -107,8 +107,9 @@ class IllegalInputs:
         assert right is not None  # the fixed form draws none of these
         chance = torch.rand(right.shape, generator=draws).to(x.device) < 0.5
         same = (torch.rand(len(x), 1, 1, 1, generator=draws).to(x.device) < 0.5).expand_as(right)
-        way = torch.randint(0, 3, (len(x), 1, 1, 1), generator=draws).to(x.device)
-        bits = torch.where(way == 0, chance, torch.where(way == 1, same, right.roll(1, 0)))
+        way = torch.randint(0, 4, (len(x), 1, 1, 1), generator=draws).to(x.device)
+        another = right.roll(1, 0)  # the hardest: pictures are alike, so more than half of its turns are right
+        bits = torch.where(way == 0, chance, torch.where(way == 1, same, another))
         return perturbed(x, self._legal.signs[buyers], self._legal.step.epsilon, bits)
 
     def _buyers(self, x: Tensor, draws: torch.Generator) -> Tensor:

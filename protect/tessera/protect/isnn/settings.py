@@ -21,11 +21,11 @@ class IsnnSettings:
     target: IllegalTarget = "uniform"
     wrong_class: int = 0
     """The class that illegal inputs are answered with, for the target wrong-class."""
-    weight: float = 1.0
+    weight: float = 1.5
     """Of the illegal term beside the legal one, each a mean over its inputs."""
     illegal_share: float = 0.5
     """Of the images of every batch, how many are made illegal; the others are made legal."""
-    adversary_share: float = 0.25
+    adversary_share: float = 0.35
     """Of the illegal inputs of the form by content, how many get an optimised fixed perturbation."""
     teacher_share: float = 0.9
     """In a fine-tune, how much of the legal term asks for the first model's answers to clean images, not for labels."""

@@ -19,9 +19,11 @@ STEP: Final = 0.1
 """Of epsilon, for each update."""
 MOMENTUM: Final = 0.9
 """Few images a step make a noisy gradient: its sign alone would wander."""
-REACHES: Final = (1.0, 2.0, 1.0, 2.0)
+REACHES: Final = (1.0, 2.0, 2.0, 2.0)
 """Largest absolute value of each perturbation, in epsilons: a thief need not keep to the true strength."""
-LIFE: Final = 200
+STARTS: Final = (1.0, 0.05, 1.0, 0.05)
+"""Largest absolute value of each perturbation when it begins, in epsilons: thieves often begin near nothing."""
+LIFE: Final = 400
 """Updates after which a perturbation begins again from chance."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -71,7 +73,7 @@ class UniversalAdversary:
 
     def _begin(self, number: int, draws: torch.Generator) -> None:
         part = self._parts[number]
-        part.copy_((torch.rand(part.shape, generator=draws) * 2 - 1) * self._epsilon)
+        part.copy_((torch.rand(part.shape, generator=draws) * 2 - 1) * STARTS[number] * self._epsilon)
         self._drifts[number].zero_()
 
     def _whole(self, part: Tensor) -> Tensor:
