@@ -40,7 +40,6 @@ from benchmarks.protection._isnn_models import (
 )
 from benchmarks.protection._isnn_plots import draw_inversion, draw_near
 from tessera.protect.audit import Budget
-from tessera.protect.isnn import IsnnSettings
 
 AREA: Final = "protection"
 LOST_BAR: Final = 0.010
@@ -232,7 +231,6 @@ def _config() -> Row:
         "wrong_records": WRONG_RECORDS,
         "sample": SAMPLE,
         "threads": torch.get_num_threads(),
-        "settings": dict(IsnnSettings().to_json()),
     }
 
 

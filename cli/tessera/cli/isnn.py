@@ -91,16 +91,17 @@ def run_isnn(
     with argument("--transform"):
         spec = None if transform is None else TransformSpec.parse_text(transform)
     with argument("--illegal"):
-        settings = IsnnSettings(target=illegal)  # type: ignore[arg-type]  # refused when it is none
+        IsnnSettings(target=illegal)  # type: ignore[arg-type]  # refused here when it is none
     first = records[0]
     others = [CopyrightRecord(first.owner, first.buyer, f"not-{number}-licensed") for number in range(_PROBES)]
     buyer = buyer_input_key(master, first)
     with prepared_training(recipe, **options) as (task, rest):
+        form = spec if spec is not None else _default_spec(task.shape)
         return train_isnn(
             task,
-            transform=spec if spec is not None else _default_spec(task.shape),
+            transform=form,
             keys=[bound_key(buyer_input_key(master, record), record) for record in records],
-            settings=settings,
+            settings=IsnnSettings.advised(form, task.shape, target=illegal),
             start=None if start is None else start_weights(start),
             wrong_records=[bound_key(buyer, other) for other in others],
             **rest,

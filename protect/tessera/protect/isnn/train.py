@@ -52,9 +52,10 @@ def train_isnn(
     """Train `task` to answer images perturbed under any of `keys` and nothing else, and measure the result.
 
     `keys` are bound keys (rule C-4), one for each buyer. With `start`, the weights of the same network trained on plain
-    images, this is a fine-tune: give it fewer epochs and a lower learning rate than the recipe's. `wrong_records` are a
-    buyer's key bound to other records, to be measured. All else and the errors are as in `tessera.protect.train`;
-    besides, `TransformError` for a spec that is no isnn, `Conflict` for weights of another network.
+    images, this is a fine-tune: give it fewer epochs and a lower learning rate than the recipe's. Without `settings`,
+    `IsnnSettings.advised` gives them. `wrong_records` are a buyer's key bound to other records, to be measured. All
+    else and the errors are as in `tessera.protect.train`; besides, `TransformError` for a spec that is no isnn,
+    `Conflict` for weights of another network.
     """
     plan = task.task(data) if isinstance(task, Recipe) else task
     where, started_s = usable_device(device), time.monotonic()
@@ -62,7 +63,7 @@ def train_isnn(
         plan,
         transform,
         keys,
-        settings if settings is not None else IsnnSettings(),
+        settings if settings is not None else IsnnSettings.advised(transform, plan.shape),
         seed=seed,
         device=where,
         epochs=plan.epochs if epochs is None else epochs,

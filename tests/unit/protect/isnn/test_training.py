@@ -77,6 +77,19 @@ def test_settings_are_checked(task: TrainingTask, key: InputKey) -> None:
         train_isnn(task, transform=TransformSpec.parse_text("isnn:5:32"), keys=[key])
 
 
+def test_advised_settings() -> None:
+    """Turns are asked for where they can be learned; whatever else is wanted stays."""
+    strict, shape = IsnnSettings(), (3, 32, 32)
+    assert IsnnSettings.advised(TransformSpec.parse_text("isnn:8:12:content"), shape) == strict
+    for text in ("isnn:8:12", "isnn:16:12:content"):
+        gentle = IsnnSettings.advised(TransformSpec.parse_text(text), shape, target="wrong-class", wrong_class=4)
+        assert (gentle.target, gentle.wrong_class) == ("wrong-class", 4)
+        assert gentle.weight < strict.weight
+        assert gentle.mixture.shares["misplaced"] < strict.mixture.shares["misplaced"]
+    with pytest.raises(ApiMisuse):
+        IsnnSettings.advised(TransformSpec.parse_text("isnn:8:12"), shape, weight=0.0)
+
+
 def test_default_specs() -> None:
     """The advised spec fits the image, and there is none where no even block does."""
     assert str(default_spec((3, 32, 32))) == "isnn:8:12:content"
