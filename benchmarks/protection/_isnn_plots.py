@@ -1,5 +1,6 @@
 """Pictures of input-sensitive networks: drawn without a display, one PNG each."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def draw_near(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_inversion(rows: Sequence[Row], path: Path) -> None:
-    """Draw what each attack with a number of images recovers, for both forms."""
+    """Draw what each attack with a number of images recovers, for both forms: the mean over seeds, and each seed."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3, sharey=True)
@@ -35,13 +36,15 @@ def draw_inversion(rows: Sequence[Row], path: Path) -> None:
         axes, ("inversion", "averaging", "adapter"), ("labelled images", "pairs", "labelled images"), strict=True
     ):
         for form, colour in (("fixed", "tab:orange"), ("content", "tab:blue")):
-            found = [
-                (row["at"], row["score"])
-                for row in rows
-                if row["attack"] == name and f"/{form}/" in row["row"] and row.get("score") is not None
-            ]
-            if found:
-                panel.plot(*zip(*sorted(found), strict=True), "o-", color=colour, label=form)
+            scores: dict[float, list[float]] = {}
+            for row in rows:
+                if row["attack"] == name and f"/{form}/" in row["row"] and row.get("score") is not None:
+                    scores.setdefault(row["at"], []).append(row["score"])
+            if scores:
+                means = [(at, statistics.fmean(scores[at])) for at in sorted(scores)]
+                panel.plot(*zip(*means, strict=True), "o-", color=colour, label=form)
+                each = [(at, score) for at, values in scores.items() for score in values]
+                panel.plot(*zip(*each, strict=True), ".", color=colour)
         panel.set(xscale="log", xlabel=words, title=name, ylim=(0, 1))
         panel.axhline(0.1, color="grey", linewidth=0.8, linestyle=":")
     axes[0].set_ylabel("accuracy recovered")
