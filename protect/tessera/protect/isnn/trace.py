@@ -85,8 +85,10 @@ def trace(
     """Return the ranking of `buyers`, bound keys by name, for a model that takes uint8 (N, C, H, W).
 
     `data` are labelled images of the model's task. A key that nobody has gives a share of right answers that varies
-    from key to key; p-values are those of a normal law with the mean and spread of `null_keys` such keys, at least 2,
-    with the binomial spread of the number of images added. Raises `ApiMisuse` without buyers, and as `LegalInputs`.
+    from key to key; p-values are those of Student's law for one more key beside `null_keys` such keys, at least 2,
+    whose spread is taken to be at least the binomial one of so many images. A normal law would name a stranger now and
+    then: the spread of a few keys is itself uncertain, and some keys share much of a pattern by chance. Raises
+    `ApiMisuse` without buyers, and as `LegalInputs`.
     """
     if not buyers or null_keys < 2 or not len(data):
         raise ApiMisuse("a trace needs buyers, at least two keys that nobody has, and images")
@@ -98,11 +100,27 @@ def trace(
     null = [under(key) for key in evaluation_keys(null_keys, _NULL_SEED)]
     mean = sum(null) / len(null)
     between = sum((value - mean) ** 2 for value in null) / (len(null) - 1)
-    spread = math.sqrt(max(between, mean * (1 - mean) / len(data), 0.25 / len(data) ** 2))
+    spread = math.sqrt(max(between, mean * (1 - mean) / len(data), 0.25 / len(data) ** 2) * (1 + 1 / len(null)))
     suspects = []
     for name, key in buyers.items():
         found = under(key)
-        tail = 0.5 * math.erfc((found - mean) / spread / math.sqrt(2))
+        tail = student_tail((found - mean) / spread, len(null) - 1)
         suspects.append(Suspect(name, found, min(1.0, tail * len(buyers))))
     ranked = tuple(sorted(suspects, key=lambda one: (-one.accuracy, one.name)))
     return Trace(ranked, len(data), mean, max(null), len(null), accuracy(model, data, where, None))
+
+
+def student_tail(value: float, freedom: int) -> float:
+    """Return the chance that Student's t with `freedom` degrees of freedom, at least 1, is above `value`.
+
+    With t = sqrt(freedom) * tan(angle) the density is a power of the cosine, which Simpson's rule integrates.
+    """
+    if value < 0:
+        return 1.0 - student_tail(-value, freedom)
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    begin, steps = math.atan2(value, math.sqrt(freedom)), 2000
+    width = (math.pi / 2 - begin) / steps
+    heights = [math.cos(begin + width * step) ** (freedom - 1) for step in range(steps)]
+    heights.append(1.0 if freedom == 1 else 0.0)
+    inner = 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2])
+    return scale * width / 3 * (heights[0] + inner + heights[-1])
