@@ -192,12 +192,12 @@ class UnlockedPackage:
         counting, known, early = threading.Lock(), threading.Event(), list[str]()
 
         def open_one(door: _Door) -> None:
-            one = self._open(door)
+            found = self._open(door)
             with counting:
-                opened.append(one)
+                opened.append(found)
                 if len(opened) < len(doors):
                     return
-                for one in sorted(opened, key=lambda patch: patch.tier):
+                for one in sorted(opened, key=lambda opened_patch: opened_patch.tier):
                     for entry in one.entries:
                         changes.setdefault(entry.tensor, []).append((one.tier, entry))
                 known.set()

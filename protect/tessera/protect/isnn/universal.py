@@ -4,7 +4,7 @@ Whoever steals a model will optimise one perturbation for all images. For the fo
 legal, so training may show the model the best ones that exist at the time (universal adversarial training: Shafahi et
 al., AAAI 2020, arXiv 1811.11304). A few are kept. After each step of the model they move, as a thief's would: towards
 the *right* answers of the model as it will be handed out, in evaluation mode. Moving merely towards confident answers
-finds perturbations that shout one class at every image, which open nothing.
+can end at perturbations that shout one class at every image, which open nothing.
 """
 
 from collections.abc import Callable
