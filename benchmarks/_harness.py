@@ -12,7 +12,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,13 @@ def with_kept(rows: Sequence[Row], path: Path, names: Sequence[str] = ("row",)) 
         found = recorded.get(tuple(row[name] for name in names), []) if _not_run(row) else []
         merged += found or [dict(row)]
     return merged
+
+
+def unknown_rows(only: Sequence[str] | None, known: Iterable[str]) -> str | None:
+    """Return what is wrong with `--only`: a name that no row has would run nothing and report kept rows."""
+    names = list(known)
+    strangers = [name for name in only or () if name not in names]
+    return f"--only: no row is named {', '.join(strangers)}; rows: {', '.join(names)}" if strangers else None
 
 
 def _not_run(row: Row) -> bool:

@@ -27,7 +27,16 @@ from typing import Final
 
 import torch
 
-from benchmarks._harness import RESULTS, bar, print_bars, print_table, result_path, with_kept, write_result
+from benchmarks._harness import (
+    RESULTS,
+    bar,
+    print_bars,
+    print_table,
+    result_path,
+    unknown_rows,
+    with_kept,
+    write_result,
+)
 from benchmarks.protection._isnn_models import (
     LONGER,
     SAMPLE,
@@ -78,6 +87,14 @@ PARTS: Final = {
     "attacks": attack_plans,
     "choose": list,
 }
+
+
+def names_of(part: str) -> Iterator[str]:
+    """Yield what `--only` may name: rows, and ROW/ATTACK where models are attacked."""
+    for plan in PARTS[part]():
+        yield plan.name
+        if part == "attacks":
+            yield from (f"{plan.name}/{name}" for name in attacks_on(plan))
 
 
 def table(rows: Sequence[Row]) -> Iterator[Row]:
@@ -253,6 +270,9 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="take rows that are not run now from the recorded result")
     parser.add_argument("--quick", action="store_true", help="does it run at all? records nothing")
     asked = parser.parse_args()
+    wrong = unknown_rows(asked.only, [name for part in asked.parts for name in names_of(part)])
+    if wrong:
+        parser.error(wrong)
     bench = Bench(asked.data, asked.work, quick=asked.quick)
     for part in asked.parts:
         if part == "attacks":

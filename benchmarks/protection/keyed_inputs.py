@@ -28,7 +28,16 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from benchmarks._harness import RESULTS, bar, print_bars, print_table, result_path, with_kept, write_result
+from benchmarks._harness import (
+    RESULTS,
+    bar,
+    print_bars,
+    print_table,
+    result_path,
+    unknown_rows,
+    with_kept,
+    write_result,
+)
 from benchmarks.protection._cache import Cache
 from benchmarks.protection._keyed_plots import draw_keys, draw_near_keys
 from benchmarks.protection._published import UNPROTECTED, published_loss
@@ -248,6 +257,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="does it run at all? records nothing")
     asked = parser.parse_args()
+    wrong = unknown_rows(asked.only, [plan.name for part in asked.parts for plan in PARTS[part]()])
+    if wrong:
+        parser.error(wrong)
     bench = Bench(asked.data, asked.work, asked.device, quick=asked.quick)
     for part in asked.parts:
         plans = PARTS[part]()

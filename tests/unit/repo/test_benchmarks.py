@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks._harness import with_kept
+from benchmarks._harness import unknown_rows, with_kept
 
 
 def test_rows_that_were_not_run_are_kept_from_the_recorded_result(tmp_path: Path) -> None:
@@ -31,3 +31,11 @@ def test_rows_that_were_not_run_are_kept_from_the_recorded_result(tmp_path: Path
         {"row": "c", "label": "second", "kept_from": "abc"},
     ]
     assert with_kept([{"row": "d", "status": "not run"}], path) == [{"row": "d", "status": "not run"}]
+
+
+def test_only_takes_names_of_rows() -> None:
+    """A misspelt row is refused with the names there are; no name and no --only are fine."""
+    assert unknown_rows(None, ["a/0", "b/0"]) is None
+    assert unknown_rows([], ["a/0", "b/0"]) is None
+    assert unknown_rows(["b/0"], ["a/0", "b/0"]) is None
+    assert unknown_rows(["a", "b/0"], ["a/0", "b/0"]) == "--only: no row is named a; rows: a/0, b/0"
