@@ -49,6 +49,10 @@ LONGER: Final[dict[tuple[str, str], dict[str, Any]]] = {
 }
 """The form by content is harder to learn: with 2 epochs on CIFAR-10 it lost 1.2 points and let averaging have 28 %."""
 
+HEAVIER: Final[dict[tuple[str, str], dict[str, Any]]] = {("cifar10", "fixed"): {"weight": 2.0}}
+"""With the weight that is advised clean images got 14.9, 14.9 and 16.3 % after 2 epochs and no less after 3, while the
+legal answers had half a point and more to spare."""
+
 SHAPES: Final = {"cifar10": (3, 32, 32), "fashion": (1, 28, 28), "camvid": (3, *CAMVID_SIZE)}
 
 Row = dict[str, Any]
@@ -76,7 +80,8 @@ class Plan:
     @property
     def settings(self) -> IsnnSettings:
         """What is asked of illegal inputs."""
-        return IsnnSettings.advised(TransformSpec.parse_text(SPECS[self.data][self.form]), SHAPES[self.data])
+        changes = HEAVIER.get((self.data, self.form), {})
+        return IsnnSettings.advised(TransformSpec.parse_text(SPECS[self.data][self.form]), SHAPES[self.data], **changes)
 
 
 def keys_of(plan: Plan) -> list[InputKey]:

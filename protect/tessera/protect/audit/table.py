@@ -15,6 +15,7 @@ from tessera.protect.audit import (
     ambiguity,
     averaging,
     fine_tuning,
+    first_layer,
     inversion,
     keyless,
     known_pairs,
@@ -122,6 +123,16 @@ ATTACKS: Final[dict[str, Attack]] = {
             run=searching.run_mask,
             share=1,
             steps=frozenset({"np"}),
+        ),
+        Attack(
+            name=first_layer.NAME,
+            title="Reading the key in the first layer",
+            explained="The thief tries nothing out. A layer that takes whole keyed blocks holds how their values go "
+            "together, and neighbours in a picture are alike: compared with ordinary pictures of the same kind, "
+            "without labels, that tells which place is which and what is inverted.",
+            run=first_layer.run,
+            share=1,
+            steps=frozenset({"shf", "np"}),
         ),
         Attack(
             name=adapters.NAME,

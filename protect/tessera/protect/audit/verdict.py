@@ -1,6 +1,6 @@
 """What the numbers mean for five kinds of attackers, by written rules.
 
-    A0   found the file; has no data
+    A0   found the file; has no data, but ordinary pictures as anybody has
     A1   has a few labelled images of the kind that the model is for
     A2   has 1 to 10 % of the training data
     A3   has the public model from which this one was made
@@ -28,6 +28,7 @@ from tessera.protect.audit import (
     adapters,
     averaging,
     fine_tuning,
+    first_layer,
     inversion,
     keyless,
     known_pairs,
@@ -71,6 +72,10 @@ class Measured:
     wrong_best: float | None = None
     searched: float | None = None
     """Best of all key searches."""
+    read: float | None = None
+    """With the key as the first layer's weights tell it, without labels."""
+    corrected: float | None = None
+    """The same after labelled images improved it."""
     inverted: float | None = None
     """Best perturbation for all images that was optimised on up to `FEW_IMAGES`."""
     adapter_few: float | None = None
@@ -125,6 +130,8 @@ def measured(results: Iterable[AttackResult]) -> Measured | None:
         wrong_mean=scores[keyless.WRONG],
         wrong_best=scores[keyless.WRONG_BEST],
         searched=_best(row for name in _searches(found) for row in _rows(found, name)),
+        read=_best(row for row in _rows(found, first_layer.NAME) if not row.images),
+        corrected=_best(row for row in _rows(found, first_layer.NAME) if row.images),
         inverted=_best(row for row in _rows(found, inversion.NAME) if (row.at or 0) <= FEW_IMAGES),
         adapter_few=_best(row for row in adapter if (row.at or 0) <= FEW_IMAGES),
         adapter_many=_best(row for row in adapter if (row.at or 0) > FEW_IMAGES),
@@ -149,14 +156,19 @@ def verdicts(found: Measured) -> list[Verdict]:
 
 
 def _a0(found: Measured) -> Verdict:
-    values = {"ordinary images": found.plain, "random keys on average": found.wrong_mean}
+    values = {
+        "ordinary images": found.plain,
+        "random keys on average": found.wrong_mean,
+        "the key as it can be read in the first layer's weights": found.read,
+    }
     known = {words: value for words, value in values.items() if value is not None}
     who = "Somebody who found the file: no key, no data"
     if not known:
         return _unmeasured("A0", who)
     worst = max(known.values())
     level: Level = "falls" if found.undone(worst) > FALLS else "weak" if worst > FLOORS * found.floor else "holds"
-    numbers = " and ".join(f"{value:.0%} with {words}" for words, value in known.items())
+    numbers = ", ".join(f"{value:.0%} with {words}" for words, value in known.items())
+    told = level != "holds" and worst == found.read
     lucky = "" if found.wrong_best is None else f" The luckiest random key reached {found.wrong_best:.0%}."
     says = (
         f"The copied model reaches {numbers}; with the right key {found.right:.0%}, by blind guessing "
@@ -168,6 +180,12 @@ def _a0(found: Measured) -> Verdict:
         "weak": "Too much is left without the key: choose another transform or block size before you sell.",
         "falls": "Do not sell this as protected: it works without the key. Choose another transform or block size.",
     }[level]
+    if told:
+        advice = (
+            "Whoever has the weights has the key: this lock keeps out those who only copy and run the file. Ship it "
+            "sealed, to nodes you trust. No choice of block size or transform of these kinds hides the key in a first "
+            "layer that takes whole blocks."
+        )
     return Verdict(attacker="A0", who=who, level=level, says=says, advice=advice)
 
 
@@ -175,6 +193,7 @@ def _a1(found: Measured) -> Verdict:
     who = "Somebody with the file and a few labelled images"
     ways = {
         "searching the key": found.searched,
+        "reading the key in the weights and correcting it": found.corrected,
         f"a perturbation optimised on up to {FEW_IMAGES} images": found.inverted,
         f"an adapter trained on up to {FEW_IMAGES} images": found.adapter_few,
     }

@@ -27,8 +27,9 @@ class PatchStem(nn.Module):
     images, starts as it would on plain ones, up to the signs of components: the transform itself costs no accuracy.
 
     Together they approximate the inverse of the key's map followed by a bank of filters; whoever can read the weights
-    can work out much of the key from them. They give features and never the plain image, so that no plain network is
-    to be had by leaving the stem out, as there is behind a `BlockStem`. `block` is a multiple of `step`.
+    reads the key of SHF and NP in them (`tessera.protect.audit.first_layer`), with or without `whiten`. They give
+    features and never the plain image, so that no plain network is to be had by leaving the stem out, as there is
+    behind a `BlockStem`. `block` is a multiple of `step`.
     """
 
     def __init__(self, channels: int, block: int, width: int, step: int = 1) -> None:
