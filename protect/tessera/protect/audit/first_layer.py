@@ -3,7 +3,8 @@
 A first layer that takes whole blocks learns, or is fitted to, how the values of a keyed block go together: inverting
 its Gram matrix gives their correlations. Neighbours in a picture are alike, so what stands inverted shows by its sign,
 and which place is which by laying the correlations over those of ordinary pictures of the same kind. The rest of the
-network is needed only to tell a picture from its negative. A few labelled images then correct what was misread.
+network is needed only to tell a picture from its negative, and a block from one that is turned or mirrored. A few
+labelled images then correct what was misread.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ PICTURES: Final = 20_000
 MAX_VALUES: Final = 2**25
 """Most pixel values of them."""
 JUDGED: Final = 200
-"""Pictures by which the network itself tells a guess from its negative: it is surer of what it knows."""
+"""Pictures by which the network itself tells a guess from its negative and turns: it is surer of what it knows."""
 _ALONE: Final = 0.8
 """Share of a feature's square weight on one place from which on it is that place."""
 _RIDGE: Final = 1e-3
@@ -57,11 +58,13 @@ def run(
     draws = np.random.default_rng(seed)
     pictures = _pictures(sample, seed)
     shape = (subject.shape[0], block, block)
-    guess, hurried = spelled_out(subject.spec, shape, weight), False
-    if guess is None:
+    alone = spelled_out(subject.spec, shape, weight)
+    guesses, hurried = [alone] if alone is not None else [], False
+    if alone is None:
         seen, known = correlations_of(weight), correlations_in(pictures, block)
-        guess, hurried = read_off(subject.spec, shape, seen, known, draws, lambda: meter.over)
-    guesses = [guess, _negative(guess)] if "np" in subject.kinds else [guess]
+        guesses, hurried = read_off(subject.spec, shape, seen, known, draws, lambda: meter.over)
+    if "np" in subject.kinds:
+        guesses += [_negative(guess) for guess in guesses]
     guess = _surest(model, guesses, subject.shape, pictures[:JUDGED], device)
     desk = Desk(subject, sample, budget, seed, device)
     truth = true_guess(subject.spec, subject.key, subject.shape[0])
@@ -140,22 +143,27 @@ def read_off(
     known: Matrix,
     draws: np.random.Generator,
     over: Callable[[], bool] = lambda: False,
-) -> tuple[Guess, bool]:
-    """Return the guess whose transform gives correlations `seen` to pictures with `known`, up to a negative of all, and
-    whether time was short. `shape` is a block's (C, M, M), and places of both matrices are in that order.
+) -> tuple[list[Guess], bool]:
+    """Return guesses whose transforms give correlations `seen` to pictures with `known`, and whether time was short.
+
+    Best first; the others are as good but for turns of the block, and each is up to a negative of all. `shape` is a
+    block's (C, M, M), and places of both matrices are in that order.
     """
     kinds = {step.kind for step in spec.steps}
     places = np.arange(len(known), dtype=np.int64)
-    source, hurried = places, False
+    sources, hurried = [places], False
     if kinds == {"shf"}:
-        source, hurried = matched(known, seen, shape, draws, over)
+        sources, hurried = matched(known, seen, shape, draws, over)
     elif "shf" in kinds:
-        source, hurried = matched(np.abs(known), np.abs(seen), shape, draws, over)
-    inverted = np.zeros(len(places), dtype=np.bool_)
-    if "np" in kinds:
-        alike = seen * known[np.ix_(source, source)]
-        inverted = np.linalg.eigh(alike)[1][:, -1] < 0
-    return _guess_of(spec, shape, source, inverted), hurried
+        sources, hurried = matched(np.abs(known), np.abs(seen), shape, draws, over)
+    guesses = []
+    for source in sources:
+        inverted = np.zeros(len(places), dtype=np.bool_)
+        if "np" in kinds:
+            alike = seen * known[np.ix_(source, source)]
+            inverted = np.linalg.eigh(alike)[1][:, -1] < 0
+        guesses.append(_guess_of(spec, shape, source, inverted))
+    return guesses, hurried
 
 
 def _guess_of(spec: TransformSpec, shape: tuple[int, int, int], source: Order, inverted: NDArray[np.bool_]) -> Guess:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float64]
 Order = NDArray[np.int64]
 
+Over = Callable[[], bool]
+
 STARTS: Final = 2000
 """Climbs of a small block; of L places as many as take the same time, and at least `LEAST_STARTS`."""
 LEAST_STARTS: Final = 20
@@ -22,14 +24,18 @@ _PLACES: Final = 48
 """What `STARTS` is meant for: a block of 4x4 in three colours."""
 _FRESH: Final = 10
 """Every so many starts one is random; the others are the best so far with a part of its places exchanged."""
-_LEAST_GAIN: Final = 1e-9
+_LEAST_GAIN: Final = 1e-7
 _MOST_COLOURS: Final = 4
 """Up to here all orders of the channels are tried."""
 
 
+def _patient() -> bool:
+    return False
+
+
 def starts_for(places: int) -> int:
     """Return how many climbs a block of `places` values gets."""
-    return max(LEAST_STARTS, round(STARTS * (_PLACES / places) ** 4)) if places > _PLACES else STARTS
+    return max(LEAST_STARTS, round(STARTS * (_PLACES / places) ** 2)) if places > _PLACES else STARTS
 
 
 def matched(
@@ -37,42 +43,51 @@ def matched(
     seen: Matrix,
     shape: tuple[int, int, int],
     draws: np.random.Generator,
-    over: Callable[[], bool] = lambda: False,
-) -> tuple[Order, bool]:
-    """Return the order p with `seen[i, j]` most like `known[p[i], p[j]]`, and whether time ran out (`over`) before.
+    over: Over = _patient,
+) -> tuple[list[Order], bool]:
+    """Return orders p with `seen[i, j]` most like `known[p[i], p[j]]`, best first, and whether time ran out (`over`).
 
     Both are symmetric (L, L), L = C * M * M for a block of `shape` (C, M, M), and places are in that shape's order.
-    Their diagonals are not looked at. A climb takes O(L ** 3) for each exchange.
+    Their diagonals are not looked at. The orders after the first are where the best one's turns lead: which of them is
+    right, differences as small as a sample's chance decide. A climb takes O(L ** 2) for each exchange.
     """
     known, seen = (matrix - np.diag(np.diag(matrix)) for matrix in (known, seen))
     places, planned, done = len(known), starts_for(len(known)), 0
-    best, best_fit = climbed(known, seen, draws.permutation(places))
+    best, best_fit = climbed(known, seen, draws.permutation(places), over)
     while done < planned and not over():
         start = draws.permutation(places) if done % _FRESH == 0 else _shaken(best, draws)
-        order, fit = climbed(known, seen, start)
+        order, fit = climbed(known, seen, start, over)
         if fit > best_fit:
             best, best_fit = order, fit
         done += 1
-    for _ in range(2):
-        for turn in turns(shape):
-            order, fit = climbed(known, seen, turn[best])
-            if fit > best_fit:
-                best, best_fit = order, fit
-    return best, done < planned
+    found = {tuple(best.tolist()): best_fit}
+    for turn in turns(shape):
+        order, fit = climbed(known, seen, turn[best], over)
+        found[tuple(order.tolist())] = fit
+    return [np.array(order, dtype=np.int64) for order in sorted(found, key=lambda order: -found[order])], over()
 
 
-def climbed(known: Matrix, seen: Matrix, start: Order) -> tuple[Order, float]:
-    """Exchange the two places that gain most until none gains; return the order and how well it fits."""
+def climbed(known: Matrix, seen: Matrix, start: Order, over: Over = _patient) -> tuple[Order, float]:
+    """Exchange the two places that gain most until none gains; return the order and how well it fits.
+
+    Diagonals are zero. When time runs out (`over`), it returns where it stands.
+    """
     order = start.copy()
+    laid = known[np.ix_(order, order)]
+    met = laid @ seen
     while True:
-        laid = known[np.ix_(order, order)]
-        product_ = laid @ seen
-        own = np.diag(product_)
-        gain = product_ + product_.T - own[:, None] - own[None, :] + 2 * laid * seen
+        own = np.diag(met)
+        gain = met + met.T - own[:, None] - own[None, :] + 2 * laid * seen
         first, second = divmod(int(gain.argmax()), len(order))
-        if gain[first, second] <= _LEAST_GAIN:
+        if gain[first, second] <= _LEAST_GAIN or over():
             return order, float((laid * seen).sum())
-        order[[first, second]] = order[[second, first]]
+        pair, swapped = [first, second], [second, first]
+        before = laid[:, pair]
+        order[pair] = order[swapped]
+        laid[:, pair] = laid[:, swapped]
+        laid[pair] = laid[swapped]
+        met += (laid[:, pair] - before) @ seen[pair]  # all rows but the pair's own
+        met[pair] = laid[pair] @ seen
 
 
 def turns(shape: tuple[int, int, int]) -> Iterator[Order]:
@@ -88,6 +103,7 @@ def turns(shape: tuple[int, int, int]) -> Iterator[Order]:
 
 def _shaken(order: Order, draws: np.random.Generator) -> Order:
     shaken = order.copy()
-    some = draws.choice(len(order), min(len(order), max(4, len(order) // 6)), replace=False)
+    most = min(len(order), max(4, len(order) // 6))
+    some = draws.choice(len(order), int(draws.integers(2, most + 1)), replace=False)
     shaken[some] = order[draws.permutation(some)]
     return shaken
