@@ -21,6 +21,7 @@ from tessera.protect.audit.climbing import UNIT as KEYS
 from tessera.protect.audit.climbing import Climb, Desk, descend
 from tessera.protect.audit.guesses import Guess, GuessTransform, StepGuess, moves_of, share_right, true_guess
 from tessera.protect.audit.matching import Matrix, Order, matched
+from tessera.protect.audit.measure import BATCH_VALUES
 from tessera.protect.audit.programs import ProgramModel
 from tessera.protect.audit.result import AttackResult, Row
 from tessera.protect.audit.subject import Sample, Subject, some
@@ -197,11 +198,12 @@ def _surest(
 ) -> Guess:
     """Return the guess under which the network is surest of its answers; no label is needed."""
     model.eval()
-    sure = []
+    sure = np.zeros(len(guesses))
     with torch.no_grad():
-        for guess in guesses:
-            scores = model(GuessTransform(guess, shape, device)(pictures.to(device)))
-            sure.append(float(scores.float().softmax(dim=1).amax(dim=1).mean()))
+        for few in torch.split(pictures, max(1, BATCH_VALUES // pictures[0].numel())):
+            for number, guess in enumerate(guesses):
+                scores = model(GuessTransform(guess, shape, device)(few.to(device)))
+                sure[number] += float(scores.float().softmax(dim=1).amax(dim=1).mean()) * len(few)
     return guesses[int(np.argmax(sure))]
 
 
