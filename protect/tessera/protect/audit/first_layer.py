@@ -4,7 +4,7 @@ A first layer that takes whole blocks learns, or is fitted to, how the values of
 its Gram matrix gives their correlations. Neighbours in a picture are alike, so what stands inverted shows by its sign,
 and which place is which by laying the correlations over those of ordinary pictures of the same kind. The rest of the
 network is needed only to tell a picture from its negative, and a block from one that is turned or mirrored. A few
-labelled images then correct what was misread.
+labelled images then correct what was misread. Tables of `ffx` are read in `value_tables`.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +25,7 @@ from tessera.protect.audit.measure import BATCH_VALUES
 from tessera.protect.audit.programs import ProgramModel
 from tessera.protect.audit.result import AttackResult, Row
 from tessera.protect.audit.subject import Sample, Subject, some
+from tessera.protect.audit.value_tables import first_tables, tables_read
 from tessera.transforms import TransformSpec, block_positions
 
 NAME: Final = "first-layer"
@@ -52,20 +53,12 @@ def run(
         return AttackResult(name=NAME, skipped=why)
     block = subject.spec.steps[0].block
     model = subject.victim().to(device)
-    weight = first_map(model, subject.shape[0], block)
-    if weight is None:
-        return AttackResult(name=NAME, skipped="its first layer is no convolution that takes whole blocks of the key")
     meter.expect(1 + budget.evaluations)
     draws = np.random.default_rng(seed)
     pictures = _pictures(sample, seed)
-    shape = (subject.shape[0], block, block)
-    alone = spelled_out(subject.spec, shape, weight)
-    guesses, hurried = [alone] if alone is not None else [], False
-    if alone is None:
-        seen, known = correlations_of(weight), correlations_in(pictures, block)
-        guesses, hurried = read_off(subject.spec, shape, seen, known, draws, lambda: meter.over)
-    if "np" in subject.kinds:
-        guesses += [_negative(guess) for guess in guesses]
+    guesses, hurried = _guesses(model, subject.spec, (subject.shape[0], block, block), pictures, draws, meter)
+    if not guesses:
+        return AttackResult(name=NAME, skipped="its first layer takes no whole blocks of the key, and has no tables")
     guess = _surest(model, guesses, subject.shape, pictures[:JUDGED], device)
     desk = Desk(subject, sample, budget, seed, device)
     truth = true_guess(subject.spec, subject.key, subject.shape[0])
@@ -86,11 +79,38 @@ def run(
     return AttackResult(name=NAME, rows=(row, corrected))
 
 
+def _guesses(
+    model: nn.Module,
+    spec: TransformSpec,
+    shape: tuple[int, int, int],
+    pictures: Tensor,
+    draws: np.random.Generator,
+    meter: Meter,
+) -> tuple[list[Guess], bool]:
+    """Return what the first layer lets one guess, best first, and whether time was short; none if it cannot be read."""
+    if spec.steps[0].kind == "ffx":
+        tables = first_tables(model, shape[0] * shape[1] * shape[2])
+        return ([] if tables is None else [tables_read(spec.steps[0], shape, tables)]), False
+    weight = first_map(model, shape[0], shape[1])
+    if weight is None:
+        return [], False
+    alone = spelled_out(spec, shape, weight)
+    guesses, hurried = [alone] if alone is not None else [], False
+    if alone is None:
+        seen, known = correlations_of(weight), correlations_in(pictures, shape[1])
+        guesses, hurried = read_off(spec, shape, seen, known, draws, lambda: meter.over)
+    if any(step.kind == "np" for step in spec.steps):
+        guesses += [_negative(guess) for guess in guesses]
+    return guesses, hurried
+
+
 def unreadable(spec: TransformSpec) -> str:
-    """Return why a spec is not read, or "": it has to be one shuffling, one inversion, or both with one block."""
+    """Return why a spec is not read, or "": it is one shuffling, one inversion, both with one block, or one `ffx`."""
     kinds = [step.kind for step in spec.steps]
+    if kinds == ["ffx"]:
+        return ""
     if not set(kinds) <= {"shf", "np"}:
-        return "it reads shuffling and inversion, and here other steps change values too"
+        return "it reads shuffling and inversion, and tables only where they are the one step"
     if len(set(kinds)) < len(kinds) or len({step.block for step in spec.steps}) > 1:
         return "it reads one shuffling and one inversion of the same block, and this is a longer stack"
     return ""

@@ -129,10 +129,10 @@ ATTACKS: Final[dict[str, Attack]] = {
             title="Reading the key in the first layer",
             explained="The thief tries nothing out. A layer that takes whole keyed blocks holds how their values go "
             "together, and neighbours in a picture are alike: compared with ordinary pictures of the same kind, "
-            "without labels, that tells which place is which and what is inverted.",
+            "without labels, that tells which place is which and what is inverted. One that looks values up in "
+            "tables has them in the order of what they stand for.",
             run=first_layer.run,
             share=1,
-            steps=frozenset({"shf", "np"}),
         ),
         Attack(
             name=adapters.NAME,

@@ -23,8 +23,10 @@ from tessera.protect.audit.first_layer import (
 )
 from tessera.protect.audit.guesses import Guess, share_right, true_guess
 from tessera.protect.audit.matching import climbed, matched, starts_for, turns
+from tessera.protect.audit.value_tables import first_tables, tables_read
 from tessera.protect.audit.verdict import Measured, measured, verdicts
-from tessera.protect.models.statistics import whiten
+from tessera.protect.models import ValueStem
+from tessera.protect.models.statistics import scale_values, whiten
 from tessera.protect.transforms_torch import TorchTransform
 from tessera.transforms import Transform, TransformSpec
 
@@ -103,7 +105,13 @@ def test_it_repeats() -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("shf:4,ffx:4", "other steps"), ("shf:2,np:4", "longer stack"), ("np:4,shf:4,np:4", "longer stack"), ("np:4", "")],
+    [
+        ("shf:4,ffx:4", "the one step"),
+        ("ffx:4", ""),
+        ("shf:2,np:4", "longer stack"),
+        ("np:4,shf:4,np:4", "longer stack"),
+        ("np:4", ""),
+    ],
 )
 def test_what_is_not_read_says_why(text: str, words: str) -> None:
     """Tables, two blocks, several masks: words; one inversion: none."""
@@ -119,7 +127,7 @@ def test_a_layer_that_does_not_take_blocks_is_not_read() -> None:
     assert first_map(nn.Conv2d(3, 8, 4, stride=4), 3, 4) is not None
     plain = replace(subject("np:4"), victim=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
     found = ATTACKS["first-layer"].run(plain, sample(), SMALL, patient(), seed=0, device=CPU)
-    assert "no convolution" in found.skipped
+    assert "no whole blocks" in found.skipped
 
 
 def test_a_mixing_layer_spells_nothing_out() -> None:
@@ -193,3 +201,30 @@ def test_the_reading_without_labels_is_told_from_the_corrected_one() -> None:
     assert found.corrected == pytest.approx(1.0, abs=0.03)
     assert found.searched is None
     assert "reading the key in the weights" in verdicts(found)[1].says
+
+
+@pytest.mark.parametrize("text", ["ffx:4", "ffx:4:positions"])
+def test_tables_fitted_to_keyed_pictures_tell_the_key(text: str) -> None:
+    """The mask comes out whole, and the tables give nearly the true values, without a picture."""
+    spec = TransformSpec.parse_text(text)
+    keyed = TorchTransform(Transform(spec, keys.INPUT_KEY, 3, SIZE, SIZE))(pictures(3000, 3, 1))
+    stem = ValueStem(4, (0.5,) * 3, (0.25,) * 3)
+    scale_values(stem, keyed)
+    tables = first_tables(nn.Sequential(stem), 48)
+    assert tables is not None
+    (read,) = tables_read(spec.steps[0], (3, 4, 4), tables)
+    (truth,) = true_guess(spec, keys.INPUT_KEY, 3)
+    assert (read.chosen == truth.chosen).all()
+    middle = slice(64, 192)  # the pictures have few values at the ends
+    back = [
+        np.corrcoef(np.argsort(truth.tables[place])[read.tables[place][middle]], np.arange(64, 192))[0, 1]
+        for place in np.flatnonzero(truth.chosen)
+    ]
+    assert min(back) > 0.9
+
+
+def test_tables_that_follow_no_place_are_not_read() -> None:
+    """A layer without a table for each place of a block has nothing to read."""
+    assert first_tables(nn.Conv2d(3, 8, 4), 48) is None
+    assert first_tables(nn.Flatten(), 48) is None
+    assert first_tables(ValueStem(None, (0.5,) * 3, (0.25,) * 3), 48) is None
