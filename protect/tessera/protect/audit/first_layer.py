@@ -7,7 +7,7 @@ network is needed only to tell a picture from its negative, and a block from one
 labelled images then correct what was misread. Tables of `ffx` are read in `value_tables`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tessera.protect.audit.budget import Budget, Meter
-from tessera.protect.audit.climbing import UNIT as KEYS
 from tessera.protect.audit.climbing import Climb, Desk, descend
-from tessera.protect.audit.guesses import Guess, GuessTransform, StepGuess, moves_of, share_right, true_guess
+from tessera.protect.audit.guesses import Guess, GuessTransform, StepGuess, moves_of, share_right
 from tessera.protect.audit.matching import Matrix, Order, matched
 from tessera.protect.audit.measure import BATCH_VALUES
-from tessera.protect.audit.programs import ProgramModel
+from tessera.protect.audit.programs import first_weights
 from tessera.protect.audit.result import AttackResult, Row
 from tessera.protect.audit.subject import Sample, Subject, some
 from tessera.protect.audit.value_tables import first_tables, tables_read
@@ -61,7 +60,6 @@ def run(
         return AttackResult(name=NAME, skipped="its first layer takes no whole blocks of the key, and has no tables")
     guess = _surest(model, guesses, subject.shape, pictures[:JUDGED], device)
     desk = Desk(subject, sample, budget, seed, device)
-    truth = true_guess(subject.spec, subject.key, subject.shape[0])
     meter.did()
     row = Row(
         label=READ,
@@ -70,12 +68,11 @@ def run(
         work=len(pictures),
         unit=UNIT,
         cut_short=hurried,
-        note=f"{share_right(guess, truth):.0%} of the places of permutations and masks right",
+        note=f"{share_right(guess, desk.truth):.0%} of the places of permutations and masks right",
     )
     climb = Climb(guess, 0, False, [])
     descend(desk, climb, moves_of(guess), budget.evaluations, meter, draws)
-    corrected = climb.row(CORRECTED, desk, 0 if climb.ended else budget.evaluations)
-    assert corrected.unit == KEYS
+    corrected = climb.row(CORRECTED, desk, climb.tried if climb.ended else budget.evaluations)
     return AttackResult(name=NAME, rows=(row, corrected))
 
 
@@ -120,8 +117,7 @@ def first_map(model: nn.Module, channels: int, block: int) -> NDArray[np.float64
     """Return what the first layer makes of a block, float64 (features, L), places as (C, M, M); None if it is no such
     layer: its kernel is a block and sees all channels.
     """
-    weights: Sequence[Tensor] = model.first_weights() if isinstance(model, ProgramModel) else list(model.parameters())
-    first = next((weight for weight in weights if weight.ndim == 4), None)
+    first = next((weight for weight in first_weights(model) if weight.ndim == 4), None)
     if first is None or tuple(first.shape[1:]) != (channels, block, block):
         return None
     return first.detach().cpu().double().reshape(len(first), -1).numpy()

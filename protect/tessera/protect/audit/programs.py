@@ -103,6 +103,11 @@ class ProgramModel(nn.Module):
             value.uniform_(-bound, bound, generator=draws)
 
 
+def first_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights of a program's first operation that uses any; of another module all, in its own order."""
+    return model.first_weights() if isinstance(model, ProgramModel) else list(model.parameters())
+
+
 def _reset_norm(values: list[Tensor]) -> None:
     """Scale 1 and shift 0; running mean 0 and variance 1. Torch's operations take them in this order."""
     for place, value in enumerate(values):

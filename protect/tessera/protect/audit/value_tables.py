@@ -11,14 +11,14 @@ from torch import nn
 
 from tessera.protect.audit.guesses import Guess
 from tessera.protect.audit.histograms import ReadOff
-from tessera.protect.audit.programs import ProgramModel
+from tessera.protect.audit.programs import first_weights
 from tessera.protect.audit.substitution import guess_of
 from tessera.transforms import Step, block_positions
 
 
 def first_tables(model: nn.Module, places: int) -> NDArray[np.float64] | None:
     """Return the tables of the first layer, float64 (places, 256), or None if it has none for each of `places`."""
-    weights = model.first_weights() if isinstance(model, ProgramModel) else list(model.parameters())
+    weights = first_weights(model)
     if not weights or tuple(weights[0].shape) != (places, 256):
         return None
     return weights[0].detach().cpu().double().numpy()
