@@ -7,7 +7,6 @@ in front of it.
 """
 
 import math
-from collections.abc import Iterable
 from typing import Final
 
 import torch
@@ -15,12 +14,12 @@ from torch import Tensor, nn
 
 from tessera.protect.audit.budget import Budget, Meter
 from tessera.protect.audit.measure import Fronted, reached
-from tessera.protect.audit.programs import ProgramModel
+from tessera.protect.audit.programs import first_weights
 from tessera.protect.audit.result import NO_TIME, AttackResult, Row
 from tessera.protect.audit.subject import Sample, Subject, some
 from tessera.protect.audit.training import fit
 from tessera.protect.evaluate import LabelledImages
-from tessera.protect.models import BlockStem, ByteModel
+from tessera.protect.models import BlockStem
 
 NAME = "adapter"
 IMAGES: Final = (10, 100, 1000)
@@ -141,7 +140,7 @@ def _front(
 ) -> tuple[nn.Module | None, list[nn.Parameter], str]:
     """Return what goes in front, the weights to train, and what it is in words."""
     if not lets_gradients_out(model, own.images.to(device)):
-        weights = _first_weights(model)
+        weights = first_weights(model)
         return None, weights, "the model looks bytes up, so the weights of its first layer were trained in place of one"
     channels, block = subject.shape[0], math.lcm(*(step.block for step in subject.spec.steps))
     if subject.spec.perturbation is not None:
@@ -164,15 +163,6 @@ _WORDS: Final[dict[type[nn.Module], str]] = {
     LinearFront: "one linear map for all blocks",
     TableFront: "a table of 256 entries for each place in a block",
 }
-
-
-def _first_weights(model: nn.Module) -> list[nn.Parameter]:
-    if isinstance(model, ProgramModel):
-        return model.first_weights()
-    if isinstance(model, ByteModel):
-        return list(model.stem.parameters())
-    first: Iterable[nn.Parameter] = (weight for part in model.modules() for weight in part.parameters(recurse=False))
-    return list(first)[:1]
 
 
 def _not_run(count: int, why: str) -> Row:

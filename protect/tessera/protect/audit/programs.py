@@ -7,13 +7,14 @@ thief's fine-tuning is as strong as it would be on the vendor's own module.
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
 
 from tessera.keystore.errors import Malformed
+from tessera.protect.models import ByteModel
 
 _OPS = torch.ops.aten
 _TRAINING: Final[dict[Any, int]] = {
@@ -104,8 +105,13 @@ class ProgramModel(nn.Module):
 
 
 def first_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Return the weights of a program's first operation that uses any; of another module all, in its own order."""
-    return model.first_weights() if isinstance(model, ProgramModel) else list(model.parameters())
+    """Return the weights of the first operation that uses any: a program's, a `ByteModel`'s stem, else one weight."""
+    if isinstance(model, ProgramModel):
+        return model.first_weights()
+    if isinstance(model, ByteModel):
+        return list(model.stem.parameters())
+    first: Iterable[nn.Parameter] = (weight for part in model.modules() for weight in part.parameters(recurse=False))
+    return list(first)[:1]
 
 
 def _reset_norm(values: list[Tensor]) -> None:
