@@ -16,9 +16,9 @@ from tessera.cli.main import app
 CALLS = {
     "identity new": "--name Ada --out @new --passphrase-file {passphrase}",
     "identity show": "{issuer.key.pub}",
-    "infer": "{scans.npy} --model digits --server localhost:9 --timeout 0.1 --ca {ca.pem} --identity {buyer.key} "
+    "infer": "{scans.npy} --model digits --server localhost:9 --timeout 20 --ca {ca.pem} --identity {buyer.key} "
     "--licence {licence} --input-key {input.key} --out @new --receipts %new",
-    "infer with a locked key": "{scans.npy} --model digits --server localhost:9 --timeout 0.1 --ca {ca.pem} "
+    "infer with a locked key": "{scans.npy} --model digits --server localhost:9 --timeout 20 --ca {ca.pem} "
     "--identity {locked.key} --licence {licence} --passphrase-file {passphrase}",
     "keys buyer": "--key {input.key} --copyright {record.json} --out @new --passphrase-file ~passphrase",
     "keys new": "--kind input --out @new --passphrase-file {passphrase}",
@@ -40,7 +40,7 @@ CALLS = {
     "model load": "digits --keystore {node}",
     "model publish": "{package} --keystore {node}",
     "model unload": "digits --keystore {node}",
-    "health": "--ca {ca.pem} --server localhost:9 --timeout 0.1",
+    "health": "--ca {ca.pem} --server localhost:9 --timeout 20",
     "package build": "{bundle} --issuer {issuer.key} --input-key {input.key} --buyers {buyers.json} --out @new "
     "--secrets @new2 --model digits --passphrase-file ~passphrase",
     "package inspect": "{package}",
