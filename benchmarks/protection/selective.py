@@ -75,6 +75,8 @@ DNCNN_BUDGETS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 DNCNN_BUDGET: Final = 0.02
 SHARES: Final = (0.01, 0.02, 0.04, 0.08, 0.12, 0.16, 0.2, 0.3, 0.4)
 """1 … 40 % of the slices."""
+SEEDS: Final = 20
+"""Sets of decoys, in sweeps of classifiers."""
 CLASS_BUDGET: Final = 0.08
 CLASS_BAR: Final = 0.15
 TIER_FRACTIONS: Final = (0.0, 0.68, 0.76, 0.84, 0.92, 1.0)
@@ -192,18 +194,16 @@ def _classification(asked: argparse.Namespace, cache: Cache, study: Study) -> No
     quick = asked.quick
     budgets = (CLASS_BUDGET,) if quick else SHARES
     scopes: tuple[Scope, ...] = ("layer", "global")
-    rows = [row for scope in scopes for row in sweep(study, cache, budgets, 1, scope)]
+    rows = [row for scope in scopes for row in sweep(study, cache, budgets, 2 if quick else SEEDS, scope)]
     best: tuple[ScoreKind, ...] = ("pss", "opening")
-    repeated = [
-        row for scope in scopes for row in sweep(study, cache, (CLASS_BUDGET,), 2 if quick else 20, scope, best)
-    ]
+    judged = [row for row in rows if row["budget"] == CLASS_BUDGET and row["selector"] in best]
     table = [row for kind in best for row in tiers(study, cache, kind, CLASS_BUDGET, "global", TIER_FRACTIONS)]
     layer = max(study.chosen[:3], key=lambda entry: entry.count)
     agreed = agreement(study, cache, layer, (2, 3) if quick else (30, 100), 4 if quick else 200)
     agreed = agreed if quick else [*agreed, *_times(study, cache)]
     falls = [_falls(rows, kind, scope) for kind in SELECTORS for scope in scopes]
-    bars = [*_class_bars(repeated), *_tier_bars(table)]
-    parts = {"sweep": rows, "seeds": repeated, "falls": falls, "tiers": table, "agreement": agreed}
+    bars = [*_class_bars(judged), *_tier_bars(table)]
+    parts = {"sweep": rows, "falls": falls, "tiers": table, "agreement": agreed}
     _record(asked, study, parts, bars)
     if not quick:
         plain = table[-1]["accuracy"]
@@ -235,7 +235,7 @@ def _falls(rows: Sequence[Row], kind: str, scope: str) -> Row:
     }
 
 
-def _class_bars(repeated: Sequence[Row]) -> list[Bar]:
+def _class_bars(judged: Sequence[Row]) -> list[Bar]:
     return [
         bar(
             f"{row['selector']}, 8 % of the {'chosen layers' if row['scope'] == 'layer' else 'whole network'}: "
@@ -244,7 +244,7 @@ def _class_bars(repeated: Sequence[Row]) -> list[Bar]:
             row["mean"],
             row["mean"] <= CLASS_BAR,
         )
-        for row in repeated
+        for row in judged
     ]
 
 
