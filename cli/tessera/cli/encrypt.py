@@ -1,19 +1,17 @@
 """`tessera protect encrypt`: lock the few weights that matter, and make licence tiers that are qualities."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tessera.cli import console, kinds
+from tessera.cli.held import held_by_recipe, held_in_file
 from tessera.cli.isnn import legal_key
 from tessera.cli.options import MAX_SEED, JsonFlag, PassphraseFile
 from tessera.cli.protect import DataOption
 from tessera.cli.reading import argument, reading
-from tessera.keystore.errors import ApiMisuse, Malformed, NotFound
-
-if TYPE_CHECKING:
-    from tessera.protect import Split
+from tessera.keystore.errors import ApiMisuse
 
 
 def encrypt(
@@ -90,7 +88,7 @@ def encrypt(
     )
     with reading(bundle, kinds.BUNDLE):
         found = read_bundle(bundle)
-    held = _from_recipe(recipe, data) if recipe is not None else _from_file(samples)
+    held = held_by_recipe(recipe, data) if recipe is not None else held_in_file(samples)
     with console.progress("ranking units") as advance:
         made = encrypt_bundle(found, held, settings, key=input_key, progress=advance)
     write_bundle(made.bundle, out)
@@ -104,32 +102,6 @@ def encrypt(
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(","))
-
-
-def _from_recipe(name: str, data: Path | None) -> "Split":
-    from tessera.protect import recipe as recipe_called
-
-    with argument("--recipe"):
-        return recipe_called(name).task(data).data
-
-
-def _from_file(path: Path | None) -> "Split":
-    import numpy as np
-    import torch
-
-    from tessera.protect import ArrayDataset, Split
-    from tessera.protect.data.npz import read_npz, take
-
-    assert path is not None
-    with argument("--samples", only=(Malformed, NotFound)):
-        arrays = read_npz(path)
-        images, labels = take(arrays, "images", path), take(arrays, "labels", path)
-        if images.dtype != np.uint8 or images.ndim != 4 or labels.shape != (len(images),) or len(images) < 2:
-            raise Malformed(f"{path} does not hold two or more uint8 images (N, C, H, W) with a label each")
-        if labels.dtype.kind not in "iu" or int(labels.min()) < 0:
-            raise Malformed(f"{path} holds labels that are no classes")
-    pixels, classes = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
-    return Split(ArrayDataset(pixels[::2], classes[::2]), ArrayDataset(pixels[1::2], classes[1::2]))
 
 
 def _shown(out: str, report: dict[str, Any]) -> list[Any]:

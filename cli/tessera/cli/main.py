@@ -12,6 +12,7 @@ from tessera.cli.infer import infer
 from tessera.cli.keys import identity_app, keys_app
 from tessera.cli.keystore import keystore_app
 from tessera.cli.licence import licence_app
+from tessera.cli.lock import lock
 from tessera.cli.model import model_app
 from tessera.cli.options import JsonFlag
 from tessera.cli.package import package_app
@@ -35,6 +36,10 @@ protect_app.command(
     "encrypt",
     epilog="Example: tessera protect encrypt digits-bundle --recipe digits --key digits.key --budget 0.3 --out tiered",
 )(encrypt)
+protect_app.command(
+    "lock",
+    epilog="Example: tessera protect lock digits-bundle --old-key digits.key --key ada-input.key --out ada-bundle",
+)(lock)
 protect_app.command(
     "audit", epilog="Example: tessera protect audit digits-bundle --recipe digits --key digits.key --out digits-audit"
 )(audit)

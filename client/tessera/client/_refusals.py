@@ -107,6 +107,7 @@ BY_REASON: Final[dict[str, type[e.ClientError]]] = {
     "server-unverified": e.ServerUnverified,
     "unreachable": e.Unreachable,
     "training-diverged": e.ServerFault,
+    "not-lockable": e.ServerFault,
 }
 """Every reason of `REASONS`; a test holds the two tables equal."""
 

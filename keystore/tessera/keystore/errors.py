@@ -180,6 +180,7 @@ REASONS: dict[str, str] = {
     "cancelled": "The caller went away.",
     "transform-invalid": "The transform spec or its key cannot be used on this input.",
     "training-diverged": "The training loss is no number any more.",
+    "not-lockable": "The network's first layer cannot take this transform in.",
     "extra-missing": "An optional library is not installed; the remedy names the extra.",
     "server-unverified": "The server could not prove who it is.",
     "unreachable": "The server cannot be reached.",

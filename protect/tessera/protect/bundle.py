@@ -160,11 +160,11 @@ def write_bundle(bundle: Bundle, folder: Path, *, curves: bytes | None = None) -
 
     `curves` is a PNG, see `draw_curves`. Raises `Denied`, `NotFound` or `Unavailable` when the disk refuses.
     """
+    weights = safetensors.torch.save(bundle.tensors)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise Unavailable(f"{folder} cannot be made a folder", remedy="Choose another path.") from error
-    weights = safetensors.torch.save(bundle.tensors)
     _write(folder / "weights.safetensors", weights, PRIVATE_MODE)
     _write(folder / "program.pt2", bundle.program, PUBLIC_MODE)
     for number, tier in enumerate(bundle.tiers, start=1):

@@ -23,6 +23,7 @@ REVOKE = "licence revoke lic-1 --issuer {issuer.key} --list @new"
 AUDIT = "protect audit {bundle} --out @new --samples {sample.npz}"
 ENCRYPT = "protect encrypt {bundle} --out @new --samples {sample.npz}"
 TRACE = "protect trace {bundle} --key {input.key} --buyers {buyers.json} --samples {sample.npz}"
+LOCK = "protect lock {bundle} --key {input.key} --out @new"
 INIT = "keystore init @new --passphrase-file {passphrase}"
 
 WRONG = {
@@ -54,6 +55,7 @@ WRONG = {
                            ("--secrets", "@new")],
     "protect samples --out @new": [("--recipe", "none"), ("--recipe", "")],
     "protect samples --recipe digits --out @new": [("--count", "0"), ("--count", "few")],
+    LOCK: [("--transform", "zap:4"), ("--transform", ""), ("--wrong-keys", "-1"), ("--recipe", "none")],
     TRAIN: [
         ("--recipe", "none"), ("--transform", "zap:4"), ("--transform", "shf"), ("--transform", ""),
         ("--transform", "shf:99"), ("--seed", "-1"), ("--seed", "4294967296"), ("--epochs", "0"), ("--batch", "0"),
