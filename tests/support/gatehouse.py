@@ -63,7 +63,7 @@ class Gatehouse:
     limits: Limits = field(default_factory=Limits)
     clock: ManualClock = field(default_factory=ManualClock)
     ledger: MemoryLedger = field(default_factory=lambda: MemoryLedger(keys.NODE.key_id))
-    revoked: dict[str, str] = field(default_factory=dict)
+    revoked: dict[tuple[str, str], str] = field(default_factory=dict)
     installed: list[Grant] = field(default_factory=list)
     sealed: bool = False
 

@@ -190,7 +190,7 @@ def test_a_lost_session_is_reopened(site: Site) -> None:
     """When the server has forgotten every session, the same call opens another and goes through."""
     with client(site) as c:
         before = c.session_info("digits").session_id
-        site.appliance.node.gate.drop_licences([c.whoami().licences[0].licence_id])
+        site.appliance.node.gate.drop_licences([(keys.ISSUER.key_id, c.whoami().licences[0].licence_id)])
         assert c.infer_detailed("digits", images(1)).attempts == 2
         assert c.session_info("digits").session_id != before
 
@@ -246,7 +246,7 @@ def test_a_closed_client_leaves_no_session(site: Site) -> None:
     c.contract("digits")
     licence_id = c.whoami().licences[0].licence_id
     c.close()
-    assert site.appliance.node.gate.drop_licences([licence_id]) == 0
+    assert site.appliance.node.gate.drop_licences([(keys.ISSUER.key_id, licence_id)]) == 0
     with pytest.raises(ApiMisuse):
         c.infer("digits", images(1))
 

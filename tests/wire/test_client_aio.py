@@ -139,13 +139,13 @@ async def test_a_lost_session_is_reopened(site: Site, streams: int) -> None:
         def camera() -> Iterator[Any]:
             for number, frame in enumerate(x):
                 if number == 20:
-                    site.appliance.node.gate.drop_licences([licence_id])
+                    site.appliance.node.gate.drop_licences([(keys.ISSUER.key_id, licence_id)])
                 yield frame
 
         outputs = [output async for output in c.stream("digits", camera(), window=8, streams=streams)]
         assert np.allclose(np.stack(outputs), expected(x), atol=1e-5)
         assert (await c.usage("digits")).samples == 40
-        site.appliance.node.gate.drop_licences([licence_id])
+        site.appliance.node.gate.drop_licences([(keys.ISSUER.key_id, licence_id)])
         assert (await c.infer_detailed("digits", x[0])).attempts == 2
 
 
@@ -183,7 +183,7 @@ async def test_closing_ends_sessions_and_further_calls(site: Site) -> None:
     await c.contract("digits")
     await c.close()
     await c.close()
-    assert site.appliance.node.gate.drop_licences([c.whoami().licences[0].licence_id]) == 0
+    assert site.appliance.node.gate.drop_licences([(keys.ISSUER.key_id, c.whoami().licences[0].licence_id)]) == 0
     with pytest.raises(ApiMisuse, match="closed"):
         await c.infer("digits", images(1))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support import keys
 from support.appliance import KEYED, Site
 from support.background import Background, client, expected, file, images
 from tessera.client import Answer, InvalidTensor, QuotaExhausted
@@ -125,7 +126,7 @@ def test_a_session_lost_in_the_middle_is_reopened(site: Site, streams: int) -> N
         def camera() -> Iterator[Any]:
             for number, frame in enumerate(x):
                 if number == 30:
-                    assert site.appliance.node.gate.drop_licences([licence_id]) == 1
+                    assert site.appliance.node.gate.drop_licences([(keys.ISSUER.key_id, licence_id)]) == 1
                 yield frame
 
         outputs = list(c.stream("digits", camera(), window=8, streams=streams))

@@ -79,7 +79,6 @@ def installed_licences(keystore: Path, *, now_s: float) -> list[dict[str, Any]]:
     from tessera.keystore.licence import standing
 
     with store(keystore) as opened:
-        revoked = opened.revoked()
         return [
             {
                 "licence_id": entry.licence.licence_id,
@@ -87,7 +86,7 @@ def installed_licences(keystore: Path, *, now_s: float) -> list[dict[str, Any]]:
                 "model": entry.licence.terms.model,
                 "tier": entry.licence.terms.tier,
                 "expires": format_moment(entry.licence.expires_at_s),
-                "standing": "revoked" if entry.licence.licence_id in revoked else standing(entry.licence, now_s).value,
+                "standing": "revoked" if entry.revoked is not None else standing(entry.licence, now_s).value,
             }
             for entry in opened.licences()
         ]

@@ -166,7 +166,7 @@ def commit_fault(house: Gatehouse, fault: str) -> None:
             licence = keys.licence(node=keys.OTHER_NODE)
             house.gate.prepare(licence.token, "", house.answer(licence), b"")
         case "revoked":
-            house.revoked["lic-1"] = "leaked"
+            house.revoked[keys.ISSUER.key_id, "lic-1"] = "leaked"
             house.prepare(licence, answer=answer)
         case "clock behind":
             house.ledger.append_usage([draft("r", time_us=(keys.NOW_S + 301) * 1_000_000)])
@@ -356,7 +356,7 @@ def test_a_revoked_licence_is_not_renewed() -> None:
     """Renewal judges the licence again."""
     house = plain_house()
     session = plain_open(house)
-    house.revoked["lic-1"] = "leaked"
+    house.revoked[keys.ISSUER.key_id, "lic-1"] = "leaked"
     with pytest.raises(Denied) as caught:
         house.gate.renew(session.token.reveal().decode(), house.answer(session.licence, "renew-session"))
     assert caught.value.reason == "licence-revoked"
@@ -461,13 +461,22 @@ def test_revocation_acts_on_a_live_session() -> None:
     """The next request of a revoked licence is refused; dropping its licence closes the session."""
     house = plain_house()
     session = plain_open(house)
-    house.revoked["lic-1"] = "leaked"
+    house.revoked[keys.ISSUER.key_id, "lic-1"] = "leaked"
     with pytest.raises(Denied) as caught:
         house.admit(session)
     assert caught.value.reason == "licence-revoked"
-    assert house.gate.drop_licences(["lic-1", "lic-2"]) == 1
+    assert house.gate.drop_licences([(keys.ISSUER.key_id, "lic-1"), (keys.ISSUER.key_id, "lic-2")]) == 1
     with pytest.raises(Unauthenticated):
         house.admit(session)
+
+
+def test_another_issuers_list_ends_nothing() -> None:
+    """Two issuers may have chosen one id; a list speaks for its own issuer's licences (rule R-2)."""
+    house = plain_house()
+    session = plain_open(house)
+    house.revoked[keys.OTHER_ISSUER.key_id, "lic-1"] = "not theirs"
+    assert house.gate.drop_licences(house.revoked) == 0
+    assert isinstance(house.admit(session), Permit)
 
 
 def test_expiry_acts_on_a_live_session() -> None:

@@ -99,7 +99,7 @@ def test_revocations_go_forward_only(store: Store) -> None:
     second = _list(2, "lic-1")
     store.apply_revocations(second)
     store.apply_revocations(second)
-    assert store.revoked() == {"lic-1": "because of lic-1"}
+    assert store.revoked() == {(keys.ISSUER.key_id, "lic-1"): "because of lic-1"}
     assert store.revocation_list(keys.ISSUER.key_id) == second
     kept = store.installed("lic-1")
     assert kept is not None
@@ -109,7 +109,7 @@ def test_revocations_go_forward_only(store: Store) -> None:
             store.apply_revocations(refused)
         assert caught.value.reason == "revocation-rollback"
     store.apply_revocations(_list(3, "lic-1", "lic-2"))
-    assert sorted(store.revoked()) == ["lic-1", "lic-2"]
+    assert sorted(store.revoked()) == [(keys.ISSUER.key_id, "lic-1"), (keys.ISSUER.key_id, "lic-2")]
 
 
 def test_a_list_in_force_is_seen_by_other_processes(store: Store) -> None:
@@ -117,19 +117,23 @@ def test_a_list_in_force_is_seen_by_other_processes(store: Store) -> None:
     with Store.open(store.directory) as other:
         assert other.revoked() == {}
         store.apply_revocations(_list(1, "lic-1"))
-        assert list(other.revoked()) == ["lic-1"]
+        assert list(other.revoked()) == [(keys.ISSUER.key_id, "lic-1")]
 
 
 def test_nobody_revokes_another_issuers_licence(store: Store) -> None:
-    """A list names licences of its own issuer; an installed licence of another one stays in force."""
+    """A list names licences of its own issuer; those of another one stay in force, installed or not."""
     store.trust_issuer(keys.OTHER_ISSUER.public)
     store.install_licence(*licensed(store), now_s=keys.NOW_S)
-    store.apply_revocations(_list(1, "lic-1", "lic-7", issuer=keys.OTHER_ISSUER))
+    theirs = _list(1, "lic-1", "lic-7", issuer=keys.OTHER_ISSUER)
+    store.apply_revocations(theirs)  # and no list of the licence's own issuer yet
+    assert set(store.revoked()) == {(theirs.issuer_id, "lic-1"), (theirs.issuer_id, "lic-7")}
     store.apply_revocations(_list(1, "lic-8"))
     kept = store.installed("lic-1")
     assert kept is not None
     assert kept.revoked is None
-    assert sorted(store.revoked()) == ["lic-7", "lic-8"]
+    assert set(store.revoked()) - {(theirs.issuer_id, "lic-1"), (theirs.issuer_id, "lic-7")} == {
+        (keys.ISSUER.key_id, "lic-8")
+    }
 
 
 def test_a_list_is_verified(store: Store) -> None:

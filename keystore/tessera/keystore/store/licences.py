@@ -105,19 +105,16 @@ class Licences:
         with self._database.reading() as connection:
             return self._revocations(connection).get(issuer_id)
 
-    def revoked(self) -> dict[str, str]:
-        """Return licence id → reason for all that is revoked; nobody revokes an installed licence of another issuer."""
+    def revoked(self) -> dict[tuple[str, str], str]:
+        """Return (issuer id, licence id) → reason for all that is revoked; a list speaks for its own issuer's licences,
+        and two issuers may have chosen one id.
+        """
         with self._database.reading() as connection:
             lists = self._revocations(connection)
-            if not lists:
-                return {}
-            rows = connection.execute(select(LICENCES)).all() if len(lists) > 1 else []
-        owner = {row.licence_id: licences.parse_without_verification(row.token).issuer_id for row in rows}
         return {
-            licence_id: entry.reason
+            (issuer_id, licence_id): entry.reason
             for issuer_id, issued in lists.items()
             for licence_id, entry in issued.revoked.items()
-            if owner.get(licence_id, issuer_id) == issuer_id
         }
 
     def _revocations(self, connection: Connection) -> dict[str, RevocationList]:

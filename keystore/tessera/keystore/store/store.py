@@ -282,8 +282,8 @@ class Store:
         """Return the list of an issuer that is in force, or None."""
         return self._licences.revocation_list(issuer_id)
 
-    def revoked(self) -> dict[str, str]:
-        """Return licence id → reason for every revoked licence; cheap enough to ask at each request."""
+    def revoked(self) -> dict[tuple[str, str], str]:
+        """Return (issuer id, licence id) → reason for every revoked licence."""
         return self._licences.revoked()
 
     def append_usage(self, drafts: Sequence[UsageDraft]) -> list[Appended]:

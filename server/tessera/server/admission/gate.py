@@ -38,7 +38,7 @@ class Gate:
         issuers: Callable[[], Mapping[str, bytes]],
         models: ModelDirectory,
         ledger: UsageView,
-        revoked: Callable[[], Mapping[str, str]],
+        revoked: Callable[[], Mapping[tuple[str, str], str]],
         open_grant: Callable[[Grant], NodeKeys],
         installed: Callable[[str], Sequence[Grant]],
         sealed: Callable[[], bool] = lambda: False,
@@ -227,9 +227,9 @@ class Gate:
         self._outstanding.add(permit)
         return permit
 
-    def drop_licences(self, licence_ids: Iterable[str]) -> int:
-        """Close every session of these licences; return how many."""
-        return self._sessions.remove_licences(licence_ids)
+    def drop_licences(self, named: Iterable[tuple[str, str]]) -> int:
+        """Close every session of these licences, named by issuer id and licence id; return how many."""
+        return self._sessions.remove_licences(named)
 
     def drop_all(self) -> int:
         """Close every session, for sealing; return how many. Accounts stay: what is in flight still settles."""

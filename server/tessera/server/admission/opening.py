@@ -79,7 +79,7 @@ class Desk:
         node_id: str,
         issuers: Callable[[], Mapping[str, bytes]],
         models: ModelDirectory,
-        revoked: Callable[[], Mapping[str, str]],
+        revoked: Callable[[], Mapping[tuple[str, str], str]],
         open_grant: Callable[[Grant], NodeKeys],
         installed: Callable[[str], Sequence[Grant]],
         challenges: Challenges,
@@ -124,7 +124,7 @@ class Desk:
 
     def check_revocation(self, licence: Licence) -> None:
         """Step 6. Raises `Denied` `licence-revoked`."""
-        if licence.licence_id in self._revoked():
+        if (licence.issuer_id, licence.licence_id) in self._revoked():
             raise Denied(
                 "the licence has been revoked", reason="licence-revoked", remedy="ask the vendor for a new one"
             )

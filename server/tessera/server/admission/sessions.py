@@ -140,9 +140,14 @@ class Sessions:
             del self._by_licence[session.licence.licence_id]
         return True
 
-    def remove_licences(self, licence_ids: Iterable[str]) -> int:
-        """Forget every session of these licences; return how many."""
-        doomed = [s for licence_id in licence_ids for s in self._by_licence.get(licence_id, {}).values()]
+    def remove_licences(self, named: Iterable[tuple[str, str]]) -> int:
+        """Forget every session of these licences, named by issuer id and licence id; return how many."""
+        doomed = [
+            session
+            for issuer_id, licence_id in named
+            for session in self._by_licence.get(licence_id, {}).values()
+            if session.licence.issuer_id == issuer_id
+        ]
         return sum(self.remove(session) for session in doomed)
 
     def clear(self) -> int:
