@@ -1,6 +1,7 @@
 """The buyer's door on a real appliance: real store, real TLS, real model."""
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,35 @@ async def test_a_rolled_back_clock_is_refused_and_recovers(tmp_path: Path) -> No
         assert header(error, "tessera-reason") == "clock-rolled-back"
         site.clock.wall_shift_s = 0
         await site.open(licence)
+
+
+async def test_a_slow_look_at_the_store_undoes_no_revocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node looks for other processes' lists now and then; what it saw before a list was applied is old."""
+    async with running(tmp_path, limits=Limits(revocation_poll_s=0.01)) as site:
+        licence, store = site.licence(), site.appliance.node.store
+        look, seen, go_on, over = store.revoked, threading.Event(), threading.Event(), threading.Event()
+        waits = [go_on, None]  # after the watcher's first look; the revocation's own; all later ones are after the test
+
+        def slow_look() -> dict[tuple[str, str], str]:
+            found = look()
+            wait_for = waits.pop(0) if waits else over
+            seen.set()
+            if wait_for is not None:
+                wait_for.wait(10)
+            return found
+
+        monkeypatch.setattr(store, "revoked", slow_look)
+        assert await asyncio.to_thread(seen.wait, 10)
+        listed = revocation.issue(1, {licence.licence_id: (1, "leaked")}, issuer=keys.ISSUER, now_s=site.clock.now_s())
+        request = admin_pb2.RevokeLicencesRequest(revocation_list=listed.token)
+        revoking = asyncio.ensure_future(site.admin().RevokeLicences(request))
+        await asyncio.wait({revoking}, timeout=0.5)  # whether it waits for the look that has begun is its own matter
+        go_on.set()
+        try:
+            await revoking
+            assert header(await refusal(site.open(licence)), "tessera-reason") == "licence-revoked"
+        finally:
+            over.set()
 
 
 async def test_revocation_ends_live_sessions(tmp_path: Path) -> None:

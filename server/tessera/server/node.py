@@ -68,6 +68,7 @@ class Node:
         self._announce = announce
         self._revoked = store.revoked()
         self._lock = asyncio.Lock()
+        self._looking = asyncio.Lock()
         self.gate = Gate(
             clock,
             settings.limits,
@@ -129,8 +130,7 @@ class Node:
     async def revoke(self, revocations: RevocationList) -> int:
         """Put a verified list in force and close the sessions it ends; return how many. Raises `Conflict`."""
         await asyncio.to_thread(self.store.apply_revocations, revocations)
-        self._revoked = await asyncio.to_thread(self.store.revoked)
-        closed = self.gate.drop_licences(self._revoked)
+        closed = await self._look_for_revocations()
         _log.info("revocation list in force", number=revocations.number, sessions_closed=closed)
         return closed
 
@@ -139,11 +139,18 @@ class Node:
         while True:
             await asyncio.sleep(self.settings.limits.revocation_poll_s)
             try:
-                self._revoked = await asyncio.to_thread(self.store.revoked)
+                await self._look_for_revocations()
             except TesseraError as error:
                 _log.warning("revocations could not be read", reason=error.reason)
-            else:
-                self.gate.drop_licences(self._revoked)
+
+    async def _look_for_revocations(self) -> int:
+        """Take over what is revoked in the store and close the sessions that it ends; return how many.
+
+        One look at a time: what a slow one saw before a list was applied must not replace what a later one has seen.
+        """
+        async with self._looking:
+            self._revoked = await asyncio.to_thread(self.store.revoked)
+            return self.gate.drop_licences(self._revoked)
 
     async def drain(self) -> None:
         """Refuse what is new and wait, up to `drain_grace_s`, until all that was admitted is recorded or given back."""
