@@ -45,10 +45,8 @@ class Vault:
 
         Raises `NotFound` `grant-missing` when neither is there.
         """
-        for installed in self._store.licences():
-            for grant in installed.grants:
-                if grant.package_id == package_id:
-                    return self.open_grant(grant).content_key
+        for grant in self._grants(package_id):
+            return self.open_grant(grant).content_key
         secrets = self._store.package_secrets(package_id)
         if secrets is not None:
             return secrets.content_key
@@ -64,12 +62,7 @@ class Vault:
         A grant for a higher tier will do, as its key gives those below. None means the highest tier of any grant, else
         the package's top. Raises `NotFound` `grant-missing` when there is no such key.
         """
-        grants_here = [
-            grant
-            for installed in self._store.licences()
-            for grant in installed.grants
-            if grant.package_id == package_id and grant.tier is not None
-        ]
+        grants_here = [grant for grant in self._grants(package_id) if grant.tier is not None]
         for grant in sorted(grants_here, key=lambda grant: grant.tier or 0, reverse=tier is None):
             key = self.open_grant(grant).tier_key if tier is None or (grant.tier or 0) >= tier else None
             if key is not None:
@@ -82,6 +75,18 @@ class Vault:
             reason="grant-missing",
             remedy="install a licence for this tier, or for a higher one, with its grant",
         )
+
+    def _grants(self, package_id: str) -> list[Grant]:
+        """Return the installed grants for a package that its own issuer signed: what another vendor, whom the node
+        trusts as well, seals for it is no key of this package.
+        """
+        issuers = {package.manifest.issuer_id for package in self._store.packages() if package.package_id == package_id}
+        return [
+            grant
+            for installed in self._store.licences()
+            for grant in installed.grants
+            if grant.package_id == package_id and grant.issuer_id in (issuers or {grant.issuer_id})
+        ]
 
     def has_content_key(self, package_id: str) -> bool:
         """Tell whether `content_key` would find one."""

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from support import keys
-from support.stores import make_store
+from support.packages import seeded_issuer
+from support.stores import licensed, make_store, trusted_package
 from tessera.keystore import grant as grants
 from tessera.keystore import licence as licences
 from tessera.keystore.errors import NotFound, SealedError
@@ -52,6 +53,23 @@ def missing(vault: Vault, package_id: str, tier: int | None) -> None:
     with pytest.raises(NotFound) as caught:
         vault.tier_key(package_id, tier)
     assert caught.value.reason == "grant-missing"
+
+
+def test_another_issuers_grant_is_no_key_of_the_package(store: Store, tmp_path: Path) -> None:
+    """Who is trusted for models of their own may write grants for anything; they count for their own packages only."""
+    small = trusted_package(store, tmp_path / "digits.tessera")
+    store.publish(tmp_path / "digits.tessera", now_s=keys.NOW_S)
+    store.trust_issuer(keys.OTHER_ISSUER.public)
+    package_id = small.manifest.package_id
+    false = PackageSecrets(package_id, keys.CONTENT_KEY, keys.INPUT_KEY, TierKey(package_id, 1, TOP.secret))
+    foreign = licensed(store, licence_id="foreign", issuer=keys.OTHER_ISSUER, secrets=false)
+    store.install_licence(*foreign, now_s=keys.NOW_S)
+    vault = Vault(store)
+    missing(vault, package_id, None)
+    assert not vault.has_content_key(package_id)
+    own = licensed(store, issuer=seeded_issuer(), secrets=PackageSecrets(package_id, small.content_key, keys.INPUT_KEY))
+    store.install_licence(*own, now_s=keys.NOW_S + 1)
+    assert vault.content_key(package_id) == small.content_key
 
 
 def test_grants_give_their_tier_and_those_below(store: Store) -> None:
