@@ -27,6 +27,7 @@ from tessera.keystore.copyright import CopyrightRecord
 from tessera.keystore.grant import PackageSecrets, save_package_secrets
 from tessera.keystore.licence import Terms
 from tessera.keystore.proof import input_key_id
+from tessera.keystore.secrets import ContentKey
 from tessera.keystore.usage import UsageDraft, UsageRecord, verify_chain, verify_checkpoint
 from tessera.server.config import Limits
 from tessera.v1 import admin_pb2 as pb
@@ -148,6 +149,23 @@ async def test_publishing_refuses_what_is_not_whole(tmp_path: Path) -> None:
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         listed = await admin.ListModels(pb.ListModelsRequest())
         assert [model.name for model in listed.models] == ["digits"]
+
+
+async def test_publishing_refuses_the_secrets_of_another_package(tmp_path: Path) -> None:
+    """Another package's file, and a content key that is not the package's: neither is kept, nothing is published."""
+    async with running(tmp_path, ()) as site:
+        admin, file = site.admin(), tmp_path / "digits.tessera"
+        file.write_bytes(sealed_bytes(PLAIN)[0])
+        request = pb.PublishModelRequest(path=str(file), secrets=secrets_file(tmp_path, KEYED))
+        error = await refusal(admin.PublishModel(request))
+        assert (error.code(), header(error, "tessera-reason")) == (grpc.StatusCode.PERMISSION_DENIED, "grant-mismatch")
+        forged = PackageSecrets(sealed_bytes(PLAIN)[1].package_id, ContentKey(bytes(32)), None)
+        save_package_secrets(tmp_path / "forged", forged, None)
+        request = pb.PublishModelRequest(path=str(file), secrets=(tmp_path / "forged").read_bytes())
+        error = await refusal(admin.PublishModel(request))
+        assert (error.code(), header(error, "tessera-reason")) == (grpc.StatusCode.FAILED_PRECONDITION, "wrong-key")
+        assert not (await admin.ListModels(pb.ListModelsRequest())).models
+        assert site.appliance.node.store.secret_names("package-secrets") == []
 
 
 async def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:

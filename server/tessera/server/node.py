@@ -4,16 +4,17 @@ Made and used in one event loop. Whatever touches the disk runs in a worker thre
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import structlog
 import torch
 
-from tessera.keystore.errors import TesseraError
+from tessera.keystore.errors import Denied, TesseraError
 from tessera.keystore.grant import Grant, PackageSecrets
 from tessera.keystore.licence import Licence
+from tessera.keystore.package import open_package
 from tessera.keystore.revocation import RevocationList
 from tessera.keystore.secrets import Passphrase
 from tessera.keystore.store import Store
@@ -28,6 +29,18 @@ from tessera.server.vault import Vault
 IDLE_POLL_S = 0.01
 
 _log = structlog.get_logger("tessera.node")
+
+
+def _check_secrets(path: Path, secrets: PackageSecrets, issuers: Mapping[str, bytes]) -> None:
+    """Return when `secrets` open the package at `path`: others would surprise whoever issues the next licence."""
+    with open_package(path, issuers) as sealed:
+        if secrets.package_id != sealed.manifest.package_id:
+            raise Denied(
+                "the secrets are another package's",
+                reason="grant-mismatch",
+                remedy="give the secrets that were written when this package was sealed, or none",
+            )
+        sealed.unlock(secrets.content_key)
 
 
 async def _say_nothing(serving: bool) -> None:
@@ -109,7 +122,11 @@ class Node:
             _log.info("sealed")
 
     async def publish(self, path: Path, secrets: PackageSecrets | None) -> ModelEntry:
-        """Verify and take in a package file, and load it when its key is here. Raises what `Store.publish` raises."""
+        """Verify and take in a package file, and load it when its key is here. Raises what `Store.publish` raises, and
+        `Denied` ("grant-mismatch") or `WrongKey` for the secrets of another package; nothing is published then.
+        """
+        if secrets is not None:
+            await asyncio.to_thread(_check_secrets, path, secrets, self.store.issuers())
         package = await asyncio.to_thread(self.store.publish, path, now_s=self.clock.now_s())
         if secrets is not None:
             await asyncio.to_thread(self.store.put_package_secrets, secrets)
