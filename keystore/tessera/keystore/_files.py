@@ -51,8 +51,8 @@ def write_atomically(path: Path, raw: bytes | Iterable[bytes], *, mode: int, ove
     replaces the old one. Raises `Denied`, `NotFound` (no such folder) or `Unavailable` when the disk refuses.
     """
     path = Path(path)
-    target = path.with_name(f".{path.name}.{_random.token_hex(8)}.tmp") if overwrite else path
     try:
+        target = path.with_name(f".{path.name}.{_random.token_hex(8)}.tmp") if overwrite else path
         _create(target, raw, mode)
         if overwrite:
             _replace(target, path)

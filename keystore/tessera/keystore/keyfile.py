@@ -8,6 +8,7 @@ them can be changed without the passphrase. An open file relies on its permissio
 refused.
 """
 
+import os
 import secrets as _random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,7 +159,10 @@ def decode_key_file(raw: bytes, kind: str, passphrase: PassphraseSource | None =
         raise Malformed(f"this key file is of kind {shown}; one of kind {kind} is needed")
     if not isinstance(document["public"], dict):
         raise Malformed("the public part of a key file is an object")
-    box = _binary(document, "secret", MAX_SECRET_BYTES + sodium.crypto_aead_xchacha20poly1305_ietf_ABYTES)
+    tag_bytes = 0 if document["protection"] == "none" else sodium.crypto_aead_xchacha20poly1305_ietf_ABYTES
+    box = _binary(document, "secret", MAX_SECRET_BYTES + tag_bytes)
+    if len(box) <= tag_bytes:
+        raise Malformed("the secret of a key file is too short")
     if document["protection"] == "none":
         check_fields(document, _COMMON, frozenset(), "key file")
         return KeyFile(document["public"], SecretBytes(box))
@@ -170,8 +174,8 @@ def decode_key_file(raw: bytes, kind: str, passphrase: PassphraseSource | None =
 
 def _unlock(document: dict[str, Any], box: bytes, passphrase: PassphraseSource | None) -> SecretBytes:
     nonce = _binary(document, "nonce", NONCE_BYTES)
-    if len(nonce) != NONCE_BYTES or len(box) < sodium.crypto_aead_xchacha20poly1305_ietf_ABYTES:
-        raise Malformed("the nonce or the secret of a key file is too short")
+    if len(nonce) != NONCE_BYTES:
+        raise Malformed("the nonce of a key file is too short")
     salt = _binary(document, "salt", SALT_BYTES)
     if passphrase is None:
         raise WrongKey(
@@ -195,8 +199,7 @@ def _binary(document: dict[str, Any], name: str, max_bytes: int) -> bytes:
 
 def public_path(path: str | Path) -> Path:
     """Return where `save_identity` puts the public half: PATH with `.pub` appended."""
-    path = Path(path)
-    return path.with_name(path.name + ".pub")
+    return Path(f"{Path(path)}.pub")
 
 
 def save_identity(
@@ -209,7 +212,7 @@ def save_identity(
 ) -> None:
     """Write PATH (secret, 0600) and PATH.pub (public, 0644). Raises `Conflict` if either exists, unless `overwrite`."""
     public = identity.public
-    if not overwrite and public_path(path).exists():
+    if not overwrite and os.path.lexists(public_path(path)):
         raise Conflict(f"{public_path(path)} exists already", remedy="choose another path")
     part: dict[str, Json] = {"role": public.role, "name": public.name, "key_id": public.key_id}
     secret = identity.export_secret()

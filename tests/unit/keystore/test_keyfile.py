@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from support.keys import BUYER, INPUT_KEY, OTHER_BUYER
 from tessera.keystore import keyfile
-from tessera.keystore.errors import ApiMisuse, Conflict, Denied, Malformed, NotFound, Tampered, TesseraError, WrongKey
+from tessera.keystore.errors import (
+    ApiMisuse,
+    Conflict,
+    Denied,
+    Malformed,
+    NotFound,
+    Tampered,
+    TesseraError,
+    Unavailable,
+    WrongKey,
+)
 from tessera.keystore.jws import b64u
 from tessera.keystore.keyfile import KdfCost
 from tessera.keystore.secrets import Passphrase, SecretBytes
@@ -175,6 +185,27 @@ def test_other_documents_are_malformed(tmp_path: Path, change: Callable[[dict[st
     edit(path, change)
     with pytest.raises(Malformed):
         keyfile.read_key_file(path, "input-key", right)
+
+
+@pytest.mark.parametrize("size", [0, 4097, 4112])
+def test_an_open_secret_has_the_size_that_a_writer_gives_it(tmp_path: Path, size: int) -> None:
+    """1 to 4096 bytes; a locked file's tag is no room for more in an open one."""
+    path = write(tmp_path / "a.key", locked=False)
+    edit(path, lambda d: d.update(secret=b64u(bytes(size))))
+    with pytest.raises(Malformed):
+        keyfile.read_key_file(path, "input-key")
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "/", "", "a\0b"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_names_that_no_file_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overwrite: bool
+) -> None:
+    """Too long, a folder, empty, with a zero byte: a typed error, and nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((Conflict, Denied, Unavailable)):
+        keyfile.save_identity(name, BUYER, overwrite=overwrite)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_not_a_file(tmp_path: Path) -> None:
