@@ -57,12 +57,12 @@ def test_open_closes_what_others_could_read(directory: Path) -> None:
 
 
 def test_the_database_is_durable_and_leaves_no_log_behind(store: Store, directory: Path) -> None:
-    """WAL with synchronous=FULL and foreign keys on every connection; closing folds the log into the database."""
+    """WAL, synchronous=FULL, foreign keys and secure_delete on every connection; closing folds the log into the database."""
     for session in (store._database.reading, store._database.writing):
         with session() as connection:
-            pragmas = ("journal_mode", "synchronous", "foreign_keys")
+            pragmas = ("journal_mode", "synchronous", "foreign_keys", "secure_delete")
             found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in pragmas]
-            assert found == ["wal", 2, 1]
+            assert found == ["wal", 2, 1, 1]
     store.close()
     assert sorted(path.name for path in directory.glob("keystore.db*")) == ["keystore.db"]
 

@@ -32,6 +32,7 @@ _PRAGMAS = (
     "PRAGMA foreign_keys=ON",
     "PRAGMA trusted_schema=OFF",
     "PRAGMA cell_size_check=ON",
+    "PRAGMA secure_delete=ON",  # what was wrapped in a forgotten term leaves the file; not every build's default
 )
 
 
