@@ -244,14 +244,28 @@ def test_an_earlier_step_speaks_before_a_later_one() -> None:
 
 
 def test_a_challenge_is_spent_even_by_a_refusal() -> None:
-    """After a wrong signature the same nonce cannot be tried again."""
+    """A proof that was once accepted as such is no good again, whatever the request was refused for."""
     house, licence = Gatehouse(), keys.licence()
     good = house.answer(licence)
-    with pytest.raises(Unauthenticated):
-        house.prepare(licence, answer=Answer(good.nonce, good.public_key, bytes(64)))
+    with pytest.raises(Denied):
+        house.prepare(licence, answer=good, key=keys.OTHER_INPUT_KEY)
     with pytest.raises(Unauthenticated) as caught:
         house.prepare(licence, answer=good)
     assert caught.value.reason == "challenge-unknown"
+
+
+def test_who_has_a_licence_and_no_key_keeps_nobody_out() -> None:
+    """A licence is no secret; wrong proofs under it take none of the memory that answered challenges have."""
+    house, licence = Gatehouse(limits=Limits(max_challenges=2)), keys.licence()
+    session = house.open(licence)
+    good = house.answer(licence)
+    for answer in (house.answer(licence) for _ in range(3)):
+        with pytest.raises(Unauthenticated) as caught:
+            house.prepare(licence, answer=Answer(answer.nonce, answer.public_key, bytes(64)))
+        assert caught.value.reason == "bad-proof"
+        with pytest.raises(Denied):
+            house.prepare(licence, answer=house.answer(licence, buyer=keys.OTHER_BUYER))
+    assert house.open(licence, answer=good).session_id != session.session_id
 
 
 def test_the_installed_grant_serves_when_none_is_sent() -> None:

@@ -2,7 +2,8 @@
 
 A nonce carries its own expiry and a MAC under a key of this process, so handing one out costs no memory and a flood of
 requests for challenges pushes nobody out. Only nonces that were *answered* are remembered, until they would have
-expired anyway.
+expired anyway; whoever answers checks the signature between `check` and `redeem`, so that only holders of a buyer's key
+fill that memory.
 
     nonce = expiry, monotonic microseconds (8 bytes, big-endian) ‖ random (8 bytes) ‖ first 16 bytes of HMAC-SHA256
 """
@@ -37,8 +38,10 @@ class Challenges:
         body = expiry_us.to_bytes(8, "big") + self._random_bytes(8)
         return body + self._mac(body)
 
-    def redeem(self, nonce: bytes, monotonic_s: float) -> None:
-        """Take a nonce back. Raises `Unauthenticated` `challenge-unknown` unless it is ours, young and unused."""
+    def check(self, nonce: bytes, monotonic_s: float) -> None:
+        """Return when a nonce could be redeemed now. Raises `Unauthenticated` `challenge-unknown` unless it is ours,
+        young and unused.
+        """
         now_us = int(monotonic_s * _MICROSECONDS)
         body = nonce[:_BODY_BYTES]
         ours = len(nonce) == NONCE_BYTES and hmac.compare_digest(nonce[_BODY_BYTES:], self._mac(body))
@@ -49,9 +52,11 @@ class Challenges:
                 reason="challenge-unknown",
                 remedy="ask for a new challenge and answer it at once",
             )
-        self._remember(nonce, expiry_us, now_us)
 
-    def _remember(self, nonce: bytes, expiry_us: int, now_us: int) -> None:
+    def redeem(self, nonce: bytes, monotonic_s: float) -> None:
+        """Take a nonce back. Raises as `check`, and `Exhausted` `sessions-full` when no more can be remembered."""
+        self.check(nonce, monotonic_s)
+        now_us, expiry_us = int(monotonic_s * _MICROSECONDS), int.from_bytes(nonce[:8], "big")
         if len(self._answered) >= self._max_remembered:
             self._answered = {old: until_us for old, until_us in self._answered.items() if until_us > now_us}
         if len(self._answered) >= self._max_remembered:

@@ -91,7 +91,7 @@ class Gate:
         return nonce, self._clock.now_s() + self._limits.challenge_ttl_s
 
     def prepare(self, licence_token: str, grant_token: str, answer: Answer, confirmation: bytes) -> Opening:
-        """Return the opening that has passed steps 1 to 11; the nonce is spent from step 3 on, whatever follows.
+        """Return the opening that has passed steps 1 to 11; the nonce is spent from step 4 on, whatever follows.
 
         Raises the errors of the module `opening`, `SealedError` and `Unavailable` `draining`.
         """

@@ -2,8 +2,9 @@
 
      1. form          every field has its shape and stays under its limit    malformed, licence-missing
      2. issuer        the licence is signed by an issuer this node trusts    licence-malformed, licence-issuer-unknown
-     3. challenge     the nonce is ours, young and unused; it is spent now   challenge-unknown
+     3. challenge     the nonce is ours, young and unused                    challenge-unknown
      4. possession    the buyer's key of `cnf.jkt` signed it for this use    licence-not-yours, bad-proof
+                      the nonce is spent now                                 sessions-full
      5. node          the licence is for any node, or for this one           licence-other-node
      6. revocation    its id is not on a list in force                       licence-revoked
      7. clock         our clock is not behind what the ledger has seen       clock-rolled-back
@@ -110,8 +111,12 @@ class Desk:
             return licences.verify(token, self._issuers())
 
     def check_answer(self, licence: Licence, purpose: "Purpose", answer: Answer, monotonic_s: float) -> None:
-        """Steps 3 and 4: spend the nonce, then check the signature over it."""
-        self._challenges.redeem(answer.nonce, monotonic_s)
+        """Steps 3 and 4: know the nonce, check the signature over it, then spend it.
+
+        A wrong signature spends nothing: it is nobody's, and licences are no secret, so anyone who has seen one could
+        use up the memory for nonces and keep every buyer out.
+        """
+        self._challenges.check(answer.nonce, monotonic_s)
         proofs.check_proof(
             answer.public_key,
             answer.signature,
@@ -121,6 +126,7 @@ class Desk:
             licence.digest,
             expected_buyer_id=licence.buyer_id,
         )
+        self._challenges.redeem(answer.nonce, monotonic_s)
 
     def check_revocation(self, licence: Licence) -> None:
         """Step 6. Raises `Denied` `licence-revoked`."""
