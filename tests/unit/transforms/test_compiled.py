@@ -89,6 +89,17 @@ def test_large_images_have_the_same_bits(text: str, shape: tuple[int, int, int])
     assert (fast.images_last(images.transpose(1, 2, 3, 0)) == locked.transpose(1, 2, 3, 0)).all()
 
 
+@needs_extension
+def test_more_tables_than_a_kernel_takes() -> None:
+    """Many channels and tables for positions: inversions of another block size make four kinds of nearly every table."""
+    images = np.random.default_rng(6).integers(0, 256, (2, 40, 96, 96), dtype=np.uint8)
+    spec = TransformSpec.parse_text("np:24,ffx:32:positions,np:24")
+    fast, plain = (Transform(spec, KEY, 40, 96, 96, implementation=each) for each in ("compiled", "numpy"))
+    locked = fast(images)
+    assert (locked == plain(images)).all()
+    assert (fast.inverse(locked) == images).all()
+
+
 def kernel(*changed: tuple[int, Any], sides: tuple[int, int, int, int] = (2, 4, 6, 2)) -> Any:
     """Return a kernel of 2x4x6 with tiles of 2x2 and three tables, with some of its arguments changed."""
     from tessera.transforms import _kernel

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.transforms.passes import Bytes, Pass
-from tessera.transforms.running import kinds_of
+from tessera.transforms.running import NumpyStack, kinds_of
 
 try:
     from tessera.transforms import _kernel
@@ -24,25 +24,37 @@ IMPLEMENTATION: Final[Implementation] = "numpy" if _kernel is None else "compile
 """What transforms run with here: `compiled` where the extension was built, else `numpy`, slower with the same bits."""
 
 
+MOST_TABLES: Final = 1 << 16
+"""Most tables of one kernel: what `choice`, uint16, can name."""
+
+
 class CompiledStack:
-    """Runs the `passes` of one `unit` x `unit` tile over images of `shape` (C, H, W); see `NumpyStack`."""
+    """Runs the `passes` of one `unit` x `unit` tile over images of `shape` (C, H, W); see `NumpyStack`, which runs a
+    pass that has more tables than a kernel takes, as tables for positions of images of many channels may.
+    """
 
     __slots__ = ("images_last", "run")
 
     def __init__(self, passes: Sequence[Pass], unit: int, shape: tuple[int, int, int]) -> None:
-        kernels = [_kernel.Kernel(*shape, unit, done.index, *_tables_of(done)) for done in passes]
+        kernels = [_kernel_of(done, unit, shape) or NumpyStack((done,), unit, shape) for done in passes]
         self.run = _chained([kernel.run for kernel in kernels])
         self.images_last = _chained([kernel.images_last for kernel in kernels])
 
 
-def _tables_of(done: Pass) -> tuple[Bytes, NDArray[np.uint16]]:
-    """Return tables with the inversions of the pass in them, (K, 256), and which one each value takes."""
+def _kernel_of(done: Pass, unit: int, shape: tuple[int, int, int]) -> "_kernel.Kernel | None":
     kinds, choice = np.unique(kinds_of(done), return_inverse=True)
+    if len(kinds) > MOST_TABLES:
+        return None
+    return _kernel.Kernel(*shape, unit, done.index, _tables_of(done, kinds), choice.astype(np.uint16))
+
+
+def _tables_of(done: Pass, kinds: NDArray[np.int64]) -> Bytes:
+    """Return the table of each kind, (K, 256), with the inversions of the pass in it."""
     tables = done.tables[kinds // 4]
     turned = kinds & 2 != 0
     tables[turned] = tables[turned, ::-1]
     tables[kinds & 1 != 0] ^= 255
-    return tables, choice.astype(np.uint16)  # there are at most four kinds of each of MAX_TABLES
+    return tables
 
 
 def _chained(runs: Sequence[Callable[[object], Bytes | None]]) -> Callable[[object], Bytes | None]:
