@@ -91,7 +91,7 @@ def test_large_images_have_the_same_bits(text: str, shape: tuple[int, int, int])
 
 @needs_extension
 def test_more_tables_than_a_kernel_takes() -> None:
-    """Many channels and tables for positions: inversions of another block size make four kinds of nearly every table."""
+    """Many channels, tables for positions: inversions of another block size make four kinds of nearly every table."""
     images = np.random.default_rng(6).integers(0, 256, (2, 40, 96, 96), dtype=np.uint8)
     spec = TransformSpec.parse_text("np:24,ffx:32:positions,np:24")
     fast, plain = (Transform(spec, KEY, 40, 96, 96, implementation=each) for each in ("compiled", "numpy"))
