@@ -57,7 +57,7 @@ def test_open_closes_what_others_could_read(directory: Path) -> None:
 
 
 def test_the_database_is_durable_and_leaves_no_log_behind(store: Store, directory: Path) -> None:
-    """WAL, synchronous=FULL, foreign keys, secure_delete on every connection; closing folds the log into the database."""
+    """WAL, synchronous=FULL, foreign keys, secure_delete on each connection; closing folds the log into the file."""
     for session in (store._database.reading, store._database.writing):
         with session() as connection:
             pragmas = ("journal_mode", "synchronous", "foreign_keys", "secure_delete")
