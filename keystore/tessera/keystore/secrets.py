@@ -13,12 +13,17 @@ from tessera.keystore.errors import ApiMisuse, Malformed
 
 
 class SecretBytes:
-    """A secret byte string: never printed, pickled, copied, hashed or compared in variable time."""
+    """A secret byte string: never printed, pickled, copied, hashed or compared in variable time.
+
+    Raises `ApiMisuse` for anything that is not bytes.
+    """
 
     __slots__ = ("_raw",)
     __hash__: ClassVar[None]  # type: ignore[assignment]  # Python sets it to None, as __eq__ is defined
 
     def __init__(self, raw: bytes | bytearray | memoryview) -> None:
+        if not isinstance(raw, bytes | bytearray | memoryview):  # bytes(32) would be a key of 32 zeros
+            raise ApiMisuse(f"{type(self).__name__} is made from bytes, not from {type(raw).__name__}")
         self._raw = bytes(raw)
 
     def reveal(self) -> bytes:

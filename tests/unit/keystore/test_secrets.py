@@ -116,6 +116,14 @@ def test_keys_have_32_bytes(length: int) -> None:
         ContentKey(bytes(length))
 
 
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("raw", [32, "a" * 32, [1] * 32, None])
+def test_only_bytes_are_secrets(kind: Callable[[object], SecretBytes], raw: object) -> None:
+    """Of a number Python makes that many zeros: `InputKey(32)` was a key that everybody knows."""
+    with pytest.raises(ApiMisuse, match="made from bytes"):
+        kind(raw)
+
+
 def test_generate_gives_fresh_keys_of_the_class() -> None:
     """Two generated keys differ, and are of the class that was asked."""
     first, second = InputKey.generate(), InputKey.generate()
