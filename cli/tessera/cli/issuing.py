@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tessera.cli import kinds
+from tessera.cli.reading import reading
 from tessera.keystore import grant as grants
 from tessera.keystore import licence as licences
 from tessera.keystore.copyright import CopyrightRecord, bound_key, buyer_input_key
@@ -10,7 +12,7 @@ from tessera.keystore.errors import Conflict, NotFound
 from tessera.keystore.grant import PackageSecrets
 from tessera.keystore.identity import Identity, PublicIdentity
 from tessera.keystore.licence import ExpiryPolicy, Licence, LicenceFile, Quota, Terms
-from tessera.keystore.package import Manifest
+from tessera.keystore.package import Manifest, open_package
 from tessera.keystore.proof import input_key_id
 
 STOP = ExpiryPolicy("stop")
@@ -39,12 +41,13 @@ class Offer:
 def cut(offer: Offer, out: Path, *, issuer: Identity, now_s: int) -> Licence:
     """Issue a licence and its grant, write both to `out`, return the licence.
 
-    Raises `Conflict` for foreign secrets and for a record that is missing or not wanted, `NotFound` for a tier that the
-    package lacks ("tier-unavailable") and for a record that it was not trained for.
+    Raises `Tampered` for a package that is not as it was sealed, `Conflict` for one of another issuer, for foreign
+    secrets and for a record that is missing or not wanted, `NotFound` for a tier that the package lacks
+    ("tier-unavailable") and for a record that it was not trained for.
     """
     from tessera.cli import loading
 
-    manifest = loading.manifest(offer.package)
+    manifest = _own_manifest(offer.package, issuer)
     secrets = loading.package_secrets(offer.secrets, offer.passphrase_file)
     if secrets.package_id != manifest.package_id:
         raise Conflict(
@@ -62,6 +65,20 @@ def cut(offer: Offer, out: Path, *, issuer: Identity, now_s: int) -> Licence:
     grant = grants.issue(licence, issuer=issuer, secrets=secrets, buyer=offer.buyer, node=offer.node, now_s=now_s)
     licences.write_licence_file(out, LicenceFile(licence.token, grant.token))
     return licence
+
+
+def _own_manifest(package: Path, issuer: Identity) -> Manifest:
+    """Return what `issuer` itself has signed of the package: a licence states parts of it under the same key."""
+    from tessera.cli import loading
+
+    if loading.manifest(package).issuer_id != issuer.key_id:
+        raise Conflict(
+            f"{package} was sealed by another issuer",
+            remedy="give --issuer the key that sealed it; nodes take nobody else's licences for a package",
+        )
+    own = {issuer.key_id: issuer.public.verify_key}
+    with reading(package, kinds.PACKAGE), open_package(package, own) as sealed:
+        return sealed.manifest
 
 
 def _tier(wanted: int | str, option: str, offer: Offer, manifest: Manifest) -> int:

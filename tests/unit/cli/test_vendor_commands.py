@@ -1,5 +1,6 @@
 """`tessera package` and `tessera licence` on the vendor's machine."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from support.vendor import Bench, make_bench
 from tessera.keystore import grant as grants
 from tessera.keystore import licence as licences
 from tessera.keystore import revocation
+from tessera.keystore.package.header import LENGTH_BYTES, build_header, header_length, parse_header
 
 
 @pytest.fixture
@@ -109,6 +111,23 @@ def test_secrets_of_another_package_are_refused(bench: Bench, tmp_path: Path) ->
     arguments = ["licence", "issue", "--issuer", bench.issuer, "--package", bench.package, "--secrets"]
     arguments += [tmp_path / "other.secrets", "--buyer", f"{bench.buyer}.pub", "--node", bench.node / "node.pub"]
     assert refusal(*arguments, "--out", bench.licence)["reason"] == "conflict"
+
+
+def test_licences_are_cut_from_what_the_issuer_itself_sealed(bench: Bench) -> None:
+    """A licence repeats what the package says of itself: a changed manifest, and another issuer's package, are refused
+    before anything is signed."""
+    document("keys", "new", "--kind", "issuer", "--name", "Other", "--out", bench.folder / "other.key")
+    arguments = ["--package", bench.package, "--buyer", f"{bench.buyer}.pub", "--node", bench.node / "node.pub"]
+    arguments += ["--out", bench.licence]
+    foreign = refusal("licence", "issue", "--issuer", bench.folder / "other.key", *arguments)
+    assert (foreign["reason"], bench.licence.exists()) == ("conflict", False)
+    raw = bench.package.read_bytes()
+    begin = LENGTH_BYTES + header_length(raw[:LENGTH_BYTES])
+    header = parse_header(raw[LENGTH_BYTES:begin])
+    renamed = build_header(dataclasses.replace(header.manifest, model="dearer"), header.signature)
+    bench.package.write_bytes(renamed + raw[begin:])
+    changed = refusal("licence", "issue", "--issuer", bench.issuer, *arguments)
+    assert (changed["reason"], bench.licence.exists()) == ("package-tampered", False)
 
 
 def test_inspect_tells_where_a_licence_stands(bench: Bench) -> None:
