@@ -12,6 +12,7 @@ from tessera.keystore.copyright import CopyrightRecord, bound_key, buyer_input_k
 from tessera.keystore.errors import ApiMisuse, Malformed, WrongKey
 from tessera.keystore.grant import PackageSecrets
 from tessera.keystore.identity import Signer
+from tessera.keystore.licence import Terms
 from tessera.keystore.package import Algorithm, Draft, Manifest, PatchEntry, Tier, decode_patch, write_package
 from tessera.keystore.proof import input_key_id
 from tessera.keystore.secrets import ContentKey, InputKey
@@ -83,8 +84,9 @@ def seal_bundle(
     them. For an input-sensitive network `input_key` is the master, and `records` are copyright records of buyers it was
     trained for, at least one, to check it by. Raises `ApiMisuse` when a keyed model comes without its input key or a
     plain one with a key, `WrongKey` when the key is not the one the model was trained with, `Malformed` for NaN
-    weights, and what `read_bundle` and `write_package` raise.
+    weights and a model's name that no licence can hold (rule L-4), and what `read_bundle` and `write_package` raise.
     """
+    _check_name(model)
     found = read_bundle(bundle) if isinstance(bundle, Path) else bundle
     _check_key(found, input_key, records)
     check_no_nan(found.tensors)
@@ -107,6 +109,16 @@ def seal_bundle(
         progress=progress,
     )
     return manifest, PackageSecrets(package_id, content_key, input_key, tier_key, by_record=bool(found.input_key_ids))
+
+
+def _check_name(model: str) -> None:
+    try:
+        Terms(model)
+    except Malformed as error:
+        raise Malformed(
+            f"no licence can name a model {model!r:.80}",
+            remedy="Write 1 to 64 of a-z, 0-9, '.', '_' and '-', like resnet-20.",
+        ) from error
 
 
 def _check_key(bundle: Bundle, input_key: InputKey | None, records: Sequence[CopyrightRecord]) -> None:

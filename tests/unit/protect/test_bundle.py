@@ -136,6 +136,16 @@ def test_keys_that_do_not_fit(bundle: Bundle, issuer: Identity, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("model", ["ResNet-20", "", "m" * 65, "a/b", "-m"])
+def test_a_name_that_no_licence_can_hold_is_not_sealed(
+    bundle: Bundle, issuer: Identity, tmp_path: Path, model: str
+) -> None:
+    """The package would be published and never served (rules P-7, L-4)."""
+    with pytest.raises(Malformed, match="no licence can name"):
+        seal_bundle(bundle, tmp_path / "m", issuer=issuer, model=model, version=1, now_s=NOW_S, input_key=KEY)
+    assert not (tmp_path / "m").exists()
+
+
 def test_nan_is_not_sealed(bundle: Bundle, issuer: Identity, tmp_path: Path) -> None:
     """Weights with a NaN are refused before anything is written (rule B-6)."""
     tensors = dict(bundle.tensors)
