@@ -1,5 +1,6 @@
 """Small files, read with a size cap and written so that a crash leaves the old file or the new one."""
 
+import errno
 import os
 import secrets as _random
 import stat
@@ -11,6 +12,9 @@ from tessera.keystore.errors import Conflict, Denied, Malformed, NotFound, Unava
 
 PRIVATE_MODE = 0o600
 PUBLIC_MODE = 0o644
+
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""How file systems say that a file has one name only: FAT, some network and user-space ones."""
 
 
 def read_limited(path: Path, *, max_bytes: int, private: bool = False) -> bytes:
@@ -47,15 +51,23 @@ def open_regular(path: Path, *, private: bool = False) -> BufferedReader:
 def write_atomically(path: Path, raw: bytes | Iterable[bytes], *, mode: int, overwrite: bool) -> None:
     """Write `raw`, in one piece or several, with permission bits `mode` and flush it to the disk.
 
-    Without `overwrite` the file is created exclusively (`Conflict` when it exists); with it a complete new file
-    replaces the old one. Raises `Denied`, `NotFound` (no such folder) or `Unavailable` when the disk refuses.
+    Whatever interrupts it, `path` then has nothing, the old file or all of the new one. Without `overwrite` a file that
+    exists is left alone (`Conflict`). Raises `Denied`, `NotFound` (no such folder) or `Unavailable` when the disk
+    refuses.
     """
     path = Path(path)
     try:
-        target = path.with_name(f".{path.name}.{_random.token_hex(8)}.tmp") if overwrite else path
-        _create(target, raw, mode)
-        if overwrite:
-            _replace(target, path)
+        if not overwrite and os.path.lexists(path):
+            raise FileExistsError
+        complete = path.with_name(f".{_random.token_hex(8)}.tmp")
+        _create(complete, raw, mode)
+        try:
+            if overwrite:
+                complete.replace(path)
+            else:
+                _name(complete, path)
+        finally:
+            complete.unlink(missing_ok=True)
         _sync_folder(path.parent)
     except FileExistsError as error:
         raise Conflict(
@@ -103,12 +115,15 @@ def _create(path: Path, raw: bytes | Iterable[bytes], mode: int) -> None:
         raise
 
 
-def _replace(source: Path, path: Path) -> None:
+def _name(complete: Path, path: Path) -> None:
+    """Give a complete file the name `path`, which nothing has. Raises `FileExistsError` when something has it."""
     try:
-        source.replace(path)
-    except BaseException:
-        source.unlink(missing_ok=True)
-        raise
+        os.link(complete, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_MODE))  # keeps others away
+        complete.replace(path)
 
 
 def _sync_folder(folder: Path) -> None:
