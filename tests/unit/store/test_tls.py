@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -144,6 +145,26 @@ def test_a_damaged_authority_is_tampered() -> None:
     for key in (other.key, SecretBytes(b"no key"), SecretBytes(b"")):
         with pytest.raises(Tampered):
             tls.issue_server_certificate(tls.Credentials(ca.certificate, key), ["localhost"], now_s=keys.NOW_S)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("a003020102", "a003020126", id="no such version"),
+        pytest.param("0603551d25", "0603551d13", id="an extension twice"),
+    ],
+)
+def test_a_damaged_certificate_is_malformed_or_tampered(old: str, new: str) -> None:
+    """The library has errors of its own for these, some raised only when a field is asked for."""
+    ca = tls.make_ca("test", now_s=keys.NOW_S)
+    made = tls.issue_server_certificate(ca, ["localhost"], now_s=keys.NOW_S)
+    raw = x509.load_pem_x509_certificate(made.certificate).public_bytes(Encoding.DER)
+    assert raw.count(bytes.fromhex(old)) == 1
+    damaged = ssl.DER_cert_to_PEM_cert(raw.replace(bytes.fromhex(old), bytes.fromhex(new))).encode()
+    with pytest.raises(Malformed):
+        tls.hosts_of(damaged)
+    with pytest.raises(Tampered):
+        tls.issue_server_certificate(tls.Credentials(damaged, ca.key), ["localhost"], now_s=keys.NOW_S)
 
 
 def test_credentials_do_not_print_their_key() -> None:

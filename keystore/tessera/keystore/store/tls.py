@@ -25,6 +25,17 @@ SKEW = dt.timedelta(hours=1)
 """Certificates begin this much before they are made, for clients whose clock is behind."""
 MAX_HOSTS = 64
 
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises, now or when a field is asked for, of bytes that are no certificate or key."""
+
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 
 
@@ -70,7 +81,7 @@ def hosts_of(certificate: bytes) -> tuple[str, ...]:
     try:
         loaded = x509.load_pem_x509_certificate(certificate)
         names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound) as error:
+    except _UNREADABLE as error:
         raise Malformed("server.pem is not a server's certificate") from error
     return tuple(str(name.value) for name in names)
 
@@ -122,9 +133,10 @@ def _load(ca: Credentials) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey
     try:
         certificate = x509.load_pem_x509_certificate(ca.certificate)
         key = serialization.load_pem_private_key(ca.key.reveal(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        together = certificate.public_key() == key.public_key()
+    except _UNREADABLE as error:
         raise Tampered("the certificate authority in the key store is damaged") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not together:
         raise Tampered("the certificate authority's key and certificate do not belong together")
     return certificate, key
 
