@@ -4,7 +4,7 @@ The file holds plaintext weights, so it is private (0600). It is read with `weig
 """
 
 import io
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,9 +31,11 @@ class Checkpoint:
     average: dict[str, Any] | None
     """The moving average's weights, where the run keeps one."""
     history: list[dict[str, float]]
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What else of the run changes as it trains, beside the model, by name; tensors."""
 
 
-_FIELDS = frozenset(field.name for field in fields(Checkpoint))
+_FIELDS = frozenset(one.name for one in fields(Checkpoint))
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -61,6 +63,8 @@ def load_checkpoint(folder: Path, *, run: dict[str, Any]) -> Checkpoint | None:
         found = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many unrelated types for a damaged file
         raise Malformed(f"{path} is not a checkpoint", remedy=f"Delete {path} and train from the start.") from error
+    if isinstance(found, dict):
+        found.setdefault("extra", {})  # older runs had none; what they lack in settings is told below
     if not _has_form(found):
         raise Malformed(f"{path} is not a checkpoint", remedy=f"Delete {path} and train from the start.")
     if found["run"] != run:
@@ -93,7 +97,7 @@ def _difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
 def _has_form(found: Any) -> bool:
     if not isinstance(found, dict) or found.keys() != _FIELDS:
         return False
-    objects = [found[name] for name in ("run", "model", "optimiser", "scaler")]
+    objects = [found[name] for name in ("run", "model", "optimiser", "scaler", "extra")]
     return (
         all(isinstance(value, dict) for value in objects)
         and isinstance(found["average"], dict | None)

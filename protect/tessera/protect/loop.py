@@ -1,5 +1,6 @@
 """One training run: model, optimiser and data on the device, epoch after epoch, saved and resumed."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -150,13 +151,21 @@ class Run:
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
             "train_samples": len(task.data.train),
             "test_samples": len(task.data.test),
+            "mean": [float(value) for value in task.mean],
+            "std": [float(value) for value in task.std],
         }
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must agree in: the settings, and the data by its digest."""
+        images_and_labels = [part for half in self.task.data for part in (half.images, half.labels)]
+        return self.describe() | {"data_sha256": digest_of(*images_and_labels)}
 
     def all_epochs(
         self, progress: Watcher | None, pulses: PulseWatcher | None, checkpoint_dir: Path | None
     ) -> list[dict[str, float]]:
         """Train the epochs that no checkpoint covers and return the history of all. Raises `Diverged`."""
-        settings, self._pulses = self.describe(), pulses
+        self._pulses = pulses
+        settings = {} if checkpoint_dir is None else self.identity()
         history: list[dict[str, float]] = []
         saved = load_checkpoint(checkpoint_dir, run=settings) if checkpoint_dir is not None else None
         if saved is not None and checkpoint_dir is not None:
@@ -186,7 +195,15 @@ class Run:
             scaler=self.stepper.scaler.state_dict(),
             average=None if self.average is None else self.average.model.state_dict(),
             history=history,
+            extra=self._extra(),
         )
+
+    def _extra(self) -> dict[str, Any]:
+        """Return what changes as this run trains and is neither model nor optimiser, for `_restore_extra`."""
+        return {}
+
+    def _restore_extra(self, saved: dict[str, Any]) -> None:
+        """Take back what `_extra` gave. Raises the errors that `_restore` catches."""
 
     def _restore(self, saved: Checkpoint, folder: Path) -> None:
         restore_weights(self.model, saved.model, folder)
@@ -195,6 +212,7 @@ class Run:
         try:
             self.stepper.optimiser.load_state_dict(saved.optimiser)
             self.stepper.scaler.load_state_dict(saved.scaler)
+            self._restore_extra(saved.extra)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Conflict(
                 f"the optimiser's state in {folder} belongs to another network",
@@ -272,3 +290,12 @@ class Run:
     def _logits(self, images: Tensor) -> Tensor:
         with self.stepper.forward_context():
             return cast(Tensor, self._forward(images))
+
+
+def digest_of(*tensors: Tensor) -> str:
+    """Return half of SHA-256 over the dtypes, shapes and bytes of `tensors`: enough to tell them apart."""
+    found = hashlib.sha256()
+    for value in tensors:
+        found.update(repr((value.dtype, tuple(value.shape))).encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:32]

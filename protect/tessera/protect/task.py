@@ -118,6 +118,10 @@ class TrainingTask:
             raise ApiMisuse(f"mean and std need {self.shape[0]} numbers each, one per channel")
         if min(self.epochs, self.batch, self.max_batch) < 1 or not 0 < self.learning_rate < math.inf:
             raise ApiMisuse("epochs, batch, max_batch and learning_rate are above zero")
+        if len(self.data.train) < min(2, self.batch):
+            raise ApiMisuse(
+                "one image is no training set: batches of more are asked for", remedy="Give two or more images."
+            )
         for name in ("momentum", "warm_up", "label_smoothing", "ema"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:

@@ -1,7 +1,9 @@
 """Training: what a key is worth, that runs repeat bit for bit, and that a broken run goes on where it stopped."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +119,21 @@ def test_a_broken_run_goes_on(tmp_path: Path) -> None:
     assert resumed.report["history"] == whole.report["history"]
     assert (folder / "checkpoint.pt").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_run_does_not_go_on_over_other_data(tmp_path: Path) -> None:
+    """Other images or labels in the same number, or another normalisation, are another run."""
+    task = tiny_task(epochs=1)
+    train(task, transform=SPEC, key=KEY, checkpoint_dir=tmp_path)
+    images, labels = task.data.train.images, task.data.train.labels
+    changes: list[dict[str, Any]] = [
+        {"data": task.data._replace(train=ArrayDataset(255 - images, labels))},
+        {"data": task.data._replace(train=ArrayDataset(images, labels.roll(1)))},
+        {"mean": [0.1 + value for value in task.mean]},
+    ]
+    for change in changes:
+        with pytest.raises(Conflict, match="mean" if "mean" in change else "data_sha256"):
+            train(replace(task, **change), transform=SPEC, key=KEY, checkpoint_dir=tmp_path)
 
 
 def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:

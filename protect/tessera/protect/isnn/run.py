@@ -18,7 +18,7 @@ from tessera.protect.isnn.illegal import IllegalInputs
 from tessera.protect.isnn.legal import LegalInputs
 from tessera.protect.isnn.settings import IsnnSettings
 from tessera.protect.isnn.universal import UniversalAdversary
-from tessera.protect.loop import Run
+from tessera.protect.loop import Run, digest_of
 from tessera.protect.models import PixelModel
 from tessera.protect.task import TrainingTask
 from tessera.transforms import TransformSpec
@@ -83,6 +83,18 @@ class IsnnRun(Run):
             "isnn": dict(self.settings.to_json()),
             "fine_tuned": self._start is not None,
         }
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must agree in: here the weights of the start too, since they are the teacher's."""
+        start = None if self._start is None else digest_of(*(self._start[name] for name in sorted(self._start)))
+        return super().identity() | {"start_sha256": start}
+
+    def _extra(self) -> dict[str, Any]:
+        return {} if self._adversary is None else {"adversary": self._adversary.state()}
+
+    def _restore_extra(self, saved: dict[str, Any]) -> None:
+        if self._adversary is not None:
+            self._adversary.restore(saved["adversary"])
 
     def _learn(self, chosen: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         images, labels = self._augmented(chosen, draws)

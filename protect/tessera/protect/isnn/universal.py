@@ -8,7 +8,7 @@ can end at perturbations that shout one class at every image, which open nothing
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,21 @@ class UniversalAdversary:
         self._age = torch.randint(0, LIFE, (COUNT,), generator=draws)
         for number in range(COUNT):
             self._begin(number, draws)
+
+    def state(self) -> dict[str, Any]:
+        """Return a copy of what changes as it learns, for `restore`."""
+        return {
+            "parts": [part.clone() for part in self._parts],
+            "drifts": [drift.clone() for drift in self._drifts],
+            "age": self._age.clone(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what `state` gave. Raises `KeyError`, `RuntimeError`, `TypeError` or `ValueError` for another."""
+        for mine, theirs in ((self._parts, saved["parts"]), (self._drifts, saved["drifts"])):
+            for one, other in zip(mine, theirs, strict=True):
+                one.copy_(other)
+        self._age.copy_(saved["age"])
 
     def added(self, x: Tensor, draws: torch.Generator) -> Tensor:
         """Return uint8 `x` (N, C, H, W) plus perturbations, rounded and clipped: each image gets one by chance."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from tessera.keystore.errors import ApiMisuse, Conflict
 from tessera.keystore.proof import input_key_id
 from tessera.keystore.secrets import InputKey
-from tessera.protect import Trained, TrainingTask
+from tessera.protect import Progress, Split, Trained, TrainingTask
 from tessera.protect.data import ArrayDataset
 from tessera.protect.evaluate import evaluation_keys
 from tessera.protect.isnn import IsnnSettings, default_spec, measure, trace, train_isnn
@@ -60,6 +62,44 @@ def test_other_illegal_targets(task: TrainingTask, target: str) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert len(made[0].input_key_ids) == 3
     assert made[0].report["measured"]["buyers"] == 3
+
+
+def test_a_broken_run_goes_on(task: TrainingTask, key: InputKey, tmp_path: Path) -> None:
+    """By content an adversary trains beside the model; a resumed run ends with the bits of one without a break."""
+
+    class Stop(Exception):
+        """What ends the first run."""
+
+    def stop(step: Progress) -> None:
+        if step.epoch == 1:
+            raise Stop
+
+    def run(checkpoints: Path | None, watcher: Callable[[Progress], None] | None = None) -> Trained:
+        return train_isnn(
+            short, transform=TransformSpec.parse_text("isnn:4:24:content"), keys=[key],
+            settings=IsnnSettings(), wrong_keys=1, checkpoint_dir=checkpoints, progress=watcher,
+        )  # fmt: skip
+
+    train_part = task.data.train
+    assert isinstance(train_part, ArrayDataset)
+    few = Split(ArrayDataset(train_part.images[:128], train_part.labels[:128]), task.data.test)
+    short = dataclasses.replace(task, epochs=2, data=few, classes=10)
+    whole = run(None).model.state_dict()
+    with pytest.raises(Stop):
+        run(tmp_path, stop)
+    resumed = run(tmp_path).model.state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_fine_tune_goes_on_from_its_own_start_only(task: TrainingTask, key: InputKey, tmp_path: Path) -> None:
+    """Its start is also its teacher, so a run with another start is another run."""
+    few = dataclasses.replace(task, epochs=1, learning_rate=1e-4)
+    spec = TransformSpec.parse_text("isnn:8:32")
+    torch.manual_seed(0)
+    start, other = (task.model(None).state_dict() for _ in range(2))
+    train_isnn(few, transform=spec, keys=[key], start=start, wrong_keys=1, checkpoint_dir=tmp_path)
+    with pytest.raises(Conflict, match="start_sha256"):
+        train_isnn(few, transform=spec, keys=[key], start=other, wrong_keys=1, checkpoint_dir=tmp_path)
 
 
 def test_settings_are_checked(task: TrainingTask, key: InputKey) -> None:
