@@ -136,8 +136,15 @@ class MovingAverage:
     def update(self, model: nn.Module, step: int) -> None:
         """Take in `model` after step number `step`, counted from 1."""
         keep = min(self._decay, (1 + step) / (10 + step))
-        mine, theirs = self.model.state_dict(), model.state_dict()
+        mine, theirs = _distinct(self.model), _distinct(model)
         floats = [name for name, value in mine.items() if value.is_floating_point()]
         torch._foreach_lerp_([mine[name] for name in floats], [theirs[name] for name in floats], 1.0 - keep)
         for name in mine.keys() - set(floats):
             mine[name].copy_(theirs[name])
+
+
+def _distinct(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of `model` with each tensor once: a tied weight has several names, and moves one step only."""
+    state = model.state_dict(keep_vars=True)
+    first = {id(value): name for name, value in reversed(state.items())}
+    return {name: value.detach() for name, value in state.items() if first[id(value)] == name}

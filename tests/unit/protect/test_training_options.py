@@ -114,6 +114,30 @@ def test_a_diverging_run_is_named() -> None:
     assert caught.value.reason == "training-diverged"
 
 
+def test_a_tied_weight_is_averaged_once() -> None:
+    """A weight with two names moves towards the model's like any other, and no faster."""
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3)))
+    model[1].weight = model[0].weight
+    for weight in model.parameters():
+        nn.init.zeros_(weight)
+    average = MovingAverage(model, 0.9)
+    for weight in model.parameters():
+        nn.init.ones_(weight)
+    average.update(model, 1000)
+    kept = average.model.state_dict()
+    assert torch.equal(kept["0.weight"], kept["2.weight"])
+    assert kept["0.weight"][0, 0] == pytest.approx(0.1)
+    assert torch.equal(kept["0.weight"], kept["1.weight"])
+
+
+def test_one_image_is_refused() -> None:
+    """There is nothing to learn from one image in batches, and a task says so when it is made."""
+    data = tiny().data
+    one = Split(ArrayDataset(data.train.images[:1], data.train.labels[:1]), data.test)
+    with pytest.raises(ApiMisuse, match="one image"):
+        tiny(data=one, classes=3)
+
+
 def test_networks_that_do_not_fit() -> None:
     """A network with too few outputs or another shape of output is refused with both numbers."""
     few = tiny(network=lambda: nn.Sequential(nn.Flatten(), nn.Linear(32, 2)))
