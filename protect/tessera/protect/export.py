@@ -18,6 +18,9 @@ from tessera.keystore.errors import ApiMisuse, Malformed
 MAX_CONSTANT_VALUES: Final = 16
 """Most values of a tensor constant that may stay in the program (rule B-4)."""
 
+SAME: Final = 1e-3
+"""How far, beside its largest value, an answer may move when another sample of its batch changes: rounding only."""
+
 _NO_REMEDY = "Register it as a parameter or a buffer of the module, so that it is sealed with the weights."
 
 
@@ -27,7 +30,8 @@ def export_program(module: nn.Module, example: Tensor, *, max_batch: int) -> tup
     `module` takes one tensor with the batch first and gives one tensor with the batch first; it is put in eval mode and
     exported on the CPU, from a copy. `example` is one input of any batch size; only its shape and dtype are used.
     The program runs at every batch size from 1 to `max_batch`. Raises `ApiMisuse` when the module does not export,
-    fixes its batch size, has another form, or keeps weights outside its parameters and buffers.
+    fixes its batch size, mixes the samples of a batch, has another form, or keeps weights outside its parameters and
+    buffers.
     """
     found = export_with_contract(module, example, max_batch=max_batch)
     return found.program, found.tensors
@@ -82,16 +86,24 @@ def _exported(module: nn.Module, example: Tensor, max_batch: int) -> ExportedPro
         with torch.no_grad():
             prepared = _prepared(module)
             pure = _runs_pure(prepared, sample)
+            mixes = _mixes_samples(prepared, sample)
             program = torch.export.export(prepared, (sample,), dynamic_shapes=shapes)
     except Exception as error:  # torch raises many unrelated types here, all meaning this
         raise ApiMisuse(
-            f"the model cannot be exported for batches of 1 to {max_batch} ({type(error).__name__})",
-            remedy="Try torch.export.export on it: forward must be traceable and must not depend on the batch size.",
+            f"the model cannot be exported for batches of 1 to {max_batch} ({type(error).__name__}: {_told(error)})",
+            remedy="Try torch.export.export on it: forward must be traceable and must not depend on the batch size. "
+            "Write x.shape[0] for the size of a batch: len(x) fixes it.",
         ) from error
     if not pure:
         raise ApiMisuse(
             "the model changes its state or its input when it runs",
             remedy="Make forward in eval mode leave both as they are: one request must not see another's traces.",
+        )
+    if mixes:
+        raise ApiMisuse(
+            "the model's answer to a sample depends on the other samples of its batch",
+            remedy="Requests of different buyers share batches. Let batch norms keep running statistics and no "
+            "operation run over the batch, or set max_batch to 1.",
         )
     return program
 
@@ -105,6 +117,35 @@ def _runs_pure(module: nn.Module, sample: Tensor) -> bool:
     before = marks()
     module(sample)
     return marks() == before
+
+
+def _mixes_samples(module: nn.Module, sample: Tensor) -> bool:
+    """Say whether the answer to one sample of a batch moves when only another one changes.
+
+    A node puts requests of different buyers into one batch, so this would carry traces from one to the other, and the
+    same image would be answered differently from call to call. Batch norms without running statistics do it.
+    """
+    if len(sample) < 2 or not (sample.dtype == torch.uint8 or sample.is_floating_point()):
+        return False
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, *sample.shape[1:]), generator=draws)
+    levels = (pixels if sample.dtype == torch.uint8 else pixels / 127.5 - 1).to(sample.dtype)
+    answers = []
+    with torch.random.fork_rng(devices=[]):
+        for pair in ([0, 1], [0, 2]):
+            torch.manual_seed(0)  # what it draws by chance is no trace of a sample
+            answers.append(module(levels[pair]))
+    if any(not isinstance(answer, Tensor) or not answer.ndim or len(answer) != 2 for answer in answers):
+        return False  # refused for its form
+    first, second = (answer[0].detach().double() for answer in answers)
+    if not first.numel() or not bool(torch.isfinite(first).all()):
+        return False
+    return bool((first - second).abs().max() > SAME * first.abs().max())
+
+
+def _told(error: Exception) -> str:
+    """Return the first line of what torch says."""
+    return next(iter(str(error).strip().splitlines()), "no reason given")[:200]
 
 
 def _output(program: ExportedProgram) -> tuple[torch.dtype, tuple[int, ...]]:

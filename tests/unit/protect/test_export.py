@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
 
 from tessera.keystore.errors import ApiMisuse, Malformed
@@ -165,6 +166,55 @@ def test_modules_that_do_not_export(how: str) -> None:
     with pytest.raises(ApiMisuse) as caught:
         export_program(Odd(how), torch.zeros(2, 4), max_batch=4)
     assert caught.value.remedy
+
+
+class Mixing(nn.Module):
+    """An answer that the other samples of the batch have a part in, by `how`."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.linear, self.norm = nn.Linear(12, 4), nn.BatchNorm2d(4, track_running_stats=how == "chance")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what `how` says."""
+        y: Tensor = self.linear(x.reshape(-1, 12).float())
+        normed: Tensor = self.norm(x.float().reshape(-1, 4, 1, 3))
+        match self.how:
+            case "softmax":
+                return y.softmax(dim=0)
+            case "chance":
+                return F.dropout(y) + normed.mean(dim=(2, 3))  # in eval mode too, which is its own affair
+            case _:
+                return y + normed.mean(dim=3).flatten(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("how", ["norm", "softmax"])
+def test_samples_do_not_meet(how: str, dtype: torch.dtype) -> None:
+    """A batch norm of the batch or an operation over it is refused: buyers share batches (rule B-1); alone it may."""
+    example = torch.zeros(2, 3, 2, 2, dtype=dtype)
+    with pytest.raises(ApiMisuse, match="other samples of its batch") as caught:
+        export_program(Mixing(how), example, max_batch=4)
+    assert "running statistics" in caught.value.remedy
+    export_program(Mixing(how), example, max_batch=1)
+
+
+def test_chance_is_no_trace_of_a_sample() -> None:
+    """What a model draws by chance is not taken for an influence of other samples."""
+    export_program(Mixing("chance"), torch.zeros(2, 3, 2, 2), max_batch=4)
+
+
+def test_the_reason_that_torch_gives_is_told() -> None:
+    """`len(x)` fixes the batch; the refusal says so, with torch's own words."""
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.ones(1, 3).expand(len(x), -1)
+
+    with pytest.raises(ApiMisuse, match="Constraints violated") as caught:
+        export_program(Fixed(), torch.zeros(2, 3), max_batch=4)
+    assert "x.shape[0]" in caught.value.remedy
 
 
 def test_nan_is_refused() -> None:

@@ -184,3 +184,18 @@ def test_load_npz_of_no_file(tmp_path: Path) -> None:
         load_npz(network, tmp_path / "bad.npz")
     with pytest.raises(Malformed, match="and 13 more"):
         load_npz(network, _saved(tmp_path / "w.npz", nn.Sequential()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_gets_pixels_in_its_own_dtype(dtype: torch.dtype) -> None:
+    """Half precision and double take no float32: the adapter casts, whichever of the two was converted, and exports."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).to(dtype)
+    images = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2)
+    for model in (PixelModel(network, THIRDS[0], THIRDS[1]), PixelModel(network, THIRDS[0], THIRDS[1]).to(dtype)):
+        with torch.no_grad():
+            expected = model(images)
+        assert expected.dtype == dtype
+        program, tensors = export_program(model, images, max_batch=4)
+        loaded = torch.export.load(io.BytesIO(program)).module()
+        loaded.load_state_dict(tensors, strict=True, assign=True)
+        assert torch.equal(loaded(images), expected)

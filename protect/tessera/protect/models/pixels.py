@@ -9,7 +9,7 @@ from tessera.keystore.errors import ApiMisuse
 
 
 class PixelModel(nn.Module):
-    """Takes uint8 (N, C, H, W), gives `network((pixels / 255 - mean) / std)`.
+    """Takes uint8 (N, C, H, W), gives `network((pixels / 255 - mean) / std)`, in the dtype of the network's weights.
 
     `mean` and `std` hold one number per channel, of pixels scaled to 0 … 1. They are buffers, so they are sealed with
     the weights.
@@ -28,12 +28,20 @@ class PixelModel(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the network's output for uint8 images."""
-        result: Tensor = self.network(self.normalised(image))
+        pixels = self.normalised(image)
+        kind = _kind(self.network)
+        result: Tensor = self.network(pixels if kind == pixels.dtype else pixels.to(kind))
         return result
 
     def normalised(self, image: Tensor) -> Tensor:
-        """Return what the network is given: float32 of the same shape."""
+        """Return float32 of the same shape; the network is given it in the dtype of its own weights."""
         return (image.to(torch.float32) / 255.0 - self.mean) / self.std
+
+
+def _kind(network: nn.Module) -> torch.dtype:
+    """Return the dtype of the first weights of `network`: half precision and double take no float32."""
+    kinds = (weight.dtype for weight in network.parameters() if weight.is_floating_point())
+    return next(kinds, torch.float32)
 
 
 class ByteModel(nn.Module):
