@@ -3,10 +3,13 @@
     normal    the paper's: every position an independent normal with the layer's mean and spread at that position. It
               needs statistics over the secret units too, and a test of smoothness tells it from trained kernels.
     kernel    a public (unselected) unit of the layer, drawn at random, its direction blended with noise of the
-              directions' covariance, its norm kept. It keeps how the weights of a unit hang together and how norms
-              are spread, and tells nothing about the secret values: it is a function of the public units alone. How
+              directions' covariance, its norm with noise of the norms' spread: a norm kept as it was would be the only
+              one in the layer that two units have. It keeps how the weights of a unit hang together and how norms are
+              spread, and tells nothing about the secret values: it is a function of the public units alone. How
               much noise is chosen for each layer: too little, and a decoy's likeness to its donor gives it away; too
-              much, and its roughness does.
+              much, and its roughness does. Where the layer's weights are coarser than their dtype (they were rounded to
+              half precision, quantised or pruned), so are the decoys: one number of full precision, or one that is
+              not zero where others are, would tell.
 
 Random bits come from SHAKE-256 under a 32-byte secret seed; no small integer is ever a seed. Nobody needs decoys again,
 so the seed may be thrown away; keep it to make the same file again, or one file per buyer.
@@ -38,6 +41,12 @@ TRIALS: Final = 512
 """Decoys made to try a blend, and public units that they are compared with."""
 MAX_REFERENCES: Final = 32_768
 """Public units of larger layers are sampled for the search of nearest ones."""
+HALVES: Final = (torch.bfloat16, torch.float16)
+"""Precisions that weights of a finer dtype may have been rounded to."""
+FEW: Final = 0.1
+REPEATED: Final = 0.9
+"""Different weights as a share of all but the zeros: up to `FEW` they are on a grid, whatever precision holds it; up to
+`REPEATED` where no half precision holds them. Weights of full precision hardly repeat."""
 MIN_DONORS: Final = 16
 """With fewer public units a layer says nothing about itself, and decoys are what an untrained layer would hold."""
 
@@ -100,12 +109,33 @@ def kernel_decoys(layer: Layer, rows: Floats, selected: Mask, stream: SecretStre
     """Return decoys drawn from the public units: direction of one, blended with noise like the others, its norm."""
     count, public = int(selected.sum()), rows[~selected]
     norms = np.linalg.norm(public, axis=1)
-    public, norms = public[norms > 0], norms[norms > 0]
+    lively, norms = public[norms > 0], norms[norms > 0]
     if len(norms) < MIN_DONORS:
         spread = math.sqrt(2 / (layer.columns * layer.elements))
-        return spread * stream.normals(count, layer.elements)
-    donors = _Donors(layer, public / norms[:, None], norms)
-    return donors.decoys(count, donors.best_blend(stream), stream)
+        return as_coarse(spread * stream.normals(count, layer.elements), public)
+    donors = _Donors(layer, lively / norms[:, None], norms)
+    return as_coarse(donors.decoys(count, donors.best_blend(stream), stream), public)
+
+
+def as_coarse(decoys: Floats, public: Floats) -> Floats:
+    """Return `decoys` rounded as the `public` weights are: to a precision that holds them all, else to their grid."""
+    if not public.size:
+        return decoys
+    exact, numbers = torch.from_numpy(public), public[public != 0]
+    grid = np.unique(numbers)
+    kind = next((kind for kind in HALVES if torch.equal(exact.to(kind).double(), exact)), None)
+    if kind is not None and len(grid) > FEW * len(numbers):
+        rounded: Floats = torch.from_numpy(decoys).to(kind).double().numpy()
+        return rounded
+    return decoys if len(grid) > REPEATED * len(numbers) or len(grid) < 2 else _nearest(decoys, grid)
+
+
+def _nearest(values: Floats, grid: Floats) -> Floats:
+    """Return each of `values` that is not zero moved to the nearest number of the sorted `grid`, two at least."""
+    above = np.clip(np.searchsorted(grid, values), 1, len(grid) - 1)
+    low, high = grid[above - 1], grid[above]
+    found: Floats = np.where(values == 0, 0.0, np.where(values - low < high - values, low, high))
+    return found
 
 
 class _Donors:
@@ -113,14 +143,16 @@ class _Donors:
 
     def __init__(self, layer: Layer, directions: Floats, norms: Floats) -> None:
         self._layer, self._directions, self._norms = layer, directions, norms
-        self._root = _root(directions)
+        self._root, self._spread = _root(directions), _smoothing(np.log(norms))
 
     def decoys(self, count: int, blend: float, stream: SecretStream) -> Floats:
         """Return `count` decoys with so much noise."""
         donors = stream.integers(count, len(self._norms))
         noise = stream.normals(count, self._layer.elements) @ self._root.T
-        blended = self._directions[donors] + blend * noise
-        found: Floats = blended / np.linalg.norm(blended, axis=1, keepdims=True) * self._norms[donors][:, None]
+        # A pruned kernel's zeros stay: a decoy without any among kernels full of them would stand out.
+        blended = (self._directions[donors] + blend * noise) * (self._directions[donors] != 0)
+        norms = self._norms[donors] * np.exp(self._spread * stream.normals(count))
+        found: Floats = blended / np.linalg.norm(blended, axis=1, keepdims=True) * norms[:, None]
         return found
 
     def best_blend(self, stream: SecretStream) -> float:
@@ -160,6 +192,15 @@ DECOYS: Final[dict[str, Callable[[Layer, Floats, Mask, SecretStream], Floats]]] 
 def fresh_seed() -> DecoySeed:
     """Return a seed from the operating system's generator."""
     return DecoySeed(secrets.token_bytes(32))
+
+
+def _smoothing(values: Floats) -> float:
+    """Return a width of noise that is many times the gaps between sorted `values` and small beside their spread.
+
+    A quarter of Silverman's, by quartiles: what a density is smoothed with, less what would widen it.
+    """
+    low, high = np.quantile(values, (0.25, 0.75))
+    return float(0.25 * (high - low) / 1.349 * len(values) ** -0.2)
 
 
 def _root(directions: Floats) -> Floats:

@@ -9,6 +9,8 @@ are the measured attacks on the paper's DPRM, the others try what a better decoy
     shape        the same as a share of the unit's energy, which leaves its size out
     neighbour    largest |cosine| with another unit of the layer: decoys copied from public units
     norm         the unit's norm
+    twin         how near another unit's norm is: decoys that keep the norm of a public unit
+    grain        how many of its weights occur nowhere else: decoys finer than weights that were rounded or quantised
     channel      the norm against what its output and its input usually have: a loud decoy in a quiet channel
     place        how quiet its output and its input are: where a selector likes to choose, which no decoy can hide
 """
@@ -23,6 +25,8 @@ from tessera.protect.selective.units import Floats, Layer, Mask
 
 MAX_NEIGHBOUR_UNITS: Final = 16_384
 """The neighbour test compares all pairs; larger layers are left out of it."""
+MOSTLY_ALONE: Final = 0.99
+"""With more weights of a value of their own a layer is of full precision, and the test of grain says nothing."""
 _TINY: Final = 1e-30
 
 Test = Callable[[Layer, Floats], Floats | None]
@@ -74,6 +78,29 @@ def norm(layer: Layer, rows: Floats) -> Floats | None:  # noqa: ARG001 - every t
     return found
 
 
+def twin(layer: Layer, rows: Floats) -> Floats | None:  # noqa: ARG001 - every test has one form
+    """Return how near the next norm of the layer is, as the negative log of the relative distance."""
+    if len(rows) < 2:
+        return None
+    norms = np.linalg.norm(rows, axis=1)
+    order = np.argsort(norms)
+    steps = np.diff(norms[order])
+    nearest = np.empty_like(norms)
+    nearest[order] = np.minimum(np.append(steps, np.inf), np.insert(steps, 0, np.inf))
+    found: Floats = -np.log(nearest / (norms + _TINY) + _TINY)
+    return found
+
+
+def grain(layer: Layer, rows: Floats) -> Floats | None:  # noqa: ARG001 - every test has one form
+    """Return the share of each unit's weights whose value no other weight of the layer has; None where few repeat."""
+    _, place, counts = np.unique(rows, return_inverse=True, return_counts=True)
+    alone = counts[place].reshape(rows.shape) == 1
+    if alone.mean() > MOSTLY_ALONE:
+        return None
+    found: Floats = alone.mean(axis=1)
+    return found
+
+
 def channel(layer: Layer, rows: Floats) -> Floats | None:
     """Return how far the log norm lies above the medians of its output and its input; None for a single column."""
     if layer.columns < 2 or layer.shape[0] < 2:
@@ -107,6 +134,8 @@ TESTS: Final[Mapping[str, Test]] = {
     "shape": shape,
     "neighbour": neighbour,
     "norm": norm,
+    "twin": twin,
+    "grain": grain,
     "channel": channel,
     "place": place,
 }
@@ -117,6 +146,8 @@ MEASURES: Final[Mapping[str, str]] = {
     "shape": "the same, size left out",
     "neighbour": "likeness to another unit",
     "norm": "size",
+    "twin": "size shared with another unit",
+    "grain": "weights of a value of their own",
     "channel": "size against its row and column",
     "place": "how quiet its row and column are",
 }

@@ -1,6 +1,6 @@
 """Taking a model apart and putting it together: bits come back, tiers grow, decoys tell nothing, masks invert."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -195,9 +195,56 @@ def test_statistics_find_the_papers_decoys_and_not_ours(side: int, width: int) -
     ours = mean_auc(localise(split(state, plan, "kernel", seed=SEED).public, plan), plan)
     for test in ("smoothness", "residual"):
         assert paper[test] > 0.7
-    for test in ("smoothness", "residual", "shape", "neighbour", "norm"):
+    for test in ("smoothness", "residual", "shape", "neighbour", "norm", "twin"):
         assert 0.4 <= ours[test] <= 0.6
     assert mean_auc(localise(state, plan), plan)["norm"] > 0.95
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_a_decoy_has_the_norm_of_no_other_unit(side: int) -> None:
+    """A norm copied from a public unit would be the only one in the layer that two units have; of single weights too.
+
+    The test of twins finds such decoys.
+    """
+    state, plan = smooth_model(side)
+    (layer,), selected = plan.layers, plan.selected()["w"]
+    public = split(state, plan, seed=SEED).public["w"]
+    assert 0.4 <= mean_auc(localise({"w": public}, plan), plan)["twin"] <= 0.6
+    rows = layer.rows(public).double().clone()
+    copied = torch.from_numpy(np.setdiff1d(np.arange(layer.count), selected)[: len(selected)])
+    chosen = torch.from_numpy(selected)
+    rows[chosen] *= (rows[copied].norm(dim=1) / rows[chosen].norm(dim=1))[:, None]
+    assert mean_auc(localise({"w": rows.float()}, plan), plan)["twin"] > 0.9
+
+
+COARSE: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "bf16": lambda weight: weight.bfloat16().float(),
+    "fp16": lambda weight: weight.half().float(),
+    "grid": lambda weight: (weight / weight.abs().max() * 127).round() * (weight.abs().max() / 127),
+    "fixed-point": lambda weight: (weight * 16).round().clamp(-127, 127) / 16,
+    "pruned": lambda weight: weight * (torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) > 0.6),
+}
+
+
+@pytest.mark.parametrize("how", COARSE)
+def test_decoys_are_as_coarse_as_their_layer(how: str) -> None:
+    """Among weights that were rounded, quantised or pruned, decoys of full precision would tell at a glance."""
+    state, plan = smooth_model()
+    coarse = {"w": COARSE[how](state["w"])}
+    parts = split(coarse, plan, seed=SEED)
+    (layer,), selected = plan.layers, plan.selected()["w"]
+    made = layer.rows(parts.public["w"])[torch.from_numpy(selected)]
+    assert same_bits(apply(parts.public, parts.increments, 1), coarse)
+    if how == "pruned":
+        assert float((made == 0).float().mean()) == pytest.approx(0.6, abs=0.05)
+    elif how in ("bf16", "fp16"):
+        assert torch.equal(COARSE[how](made), made)
+    else:
+        assert set(made.reshape(-1).tolist()) <= set(coarse["w"].reshape(-1).tolist())
+    assert 0.35 <= mean_auc(localise(parts.public, plan), plan)["grain"] <= 0.65
+    fine = parts.public["w"].clone()
+    layer.rows(fine)[torch.from_numpy(selected)] += 1e-5 * torch.rand(made.shape)
+    assert mean_auc(localise({"w": fine}, plan), plan)["grain"] > 0.9
 
 
 def test_localisation_where_a_test_does_not_apply() -> None:
@@ -207,7 +254,7 @@ def test_localisation_where_a_test_does_not_apply() -> None:
     scores = baseline_scores(model.state_dict(), layers, "descend")
     plan = make_plan(layers, choose(layers, ["2"]), scores, budget=0.5, fractions=(0, 1))
     found = localise(split(model.state_dict(), plan).public, plan)
-    assert found["2.weight"].keys() == {"norm", "channel", "place"}
+    assert found["2.weight"].keys() == {"norm", "twin", "channel", "place"}
     whole = make_plan(layers, choose(layers, ["2"]), scores, budget=1.0, fractions=(0, 1))
     assert localise(model.state_dict(), whole) == {}
 
