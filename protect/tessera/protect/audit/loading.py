@@ -44,7 +44,7 @@ def subject_of_bundle(bundle: Bundle, key: InputKey | None, *, name: str, task: 
     """
     return _of_program(
         bundle.program, bundle.tensors, bundle.inputs[0], bundle.outputs[0],
-        _lock(bundle.transform, _ids(bundle), key, name), cut_of_bundle(bundle, key), name, task,
+        _lock(bundle.transform, _ids(bundle), key, name), cut_of_bundle(bundle), name, task,
     )  # fmt: skip
 
 

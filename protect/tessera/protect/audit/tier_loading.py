@@ -4,6 +4,7 @@ The keys of a bundle do not exist yet, so it is sealed as `tessera package build
 that is deleted again; what is tried is the real writer and the real reader either way.
 """
 
+import dataclasses
 import functools
 import tempfile
 import time
@@ -17,7 +18,6 @@ from tessera.keystore.errors import ApiMisuse
 from tessera.keystore.grant import PackageSecrets
 from tessera.keystore.identity import Identity
 from tessera.keystore.package import PatchEntry, UnlockedPackage, decode_patch, open_package
-from tessera.keystore.secrets import InputKey
 from tessera.keystore.tiers import TierKey
 from tessera.protect.audit.cut import Cut, Vault
 from tessera.protect.audit.programs import ProgramModel
@@ -27,7 +27,7 @@ from tessera.protect.seal import seal_bundle
 Opening = Callable[[], AbstractContextManager[Vault]]
 
 
-def cut_of_bundle(bundle: Bundle, key: InputKey | None) -> Cut | None:
+def cut_of_bundle(bundle: Bundle) -> Cut | None:
     """Return how `bundle` is cut; None for one without tiers."""
     if not bundle.tiers:
         return None
@@ -36,7 +36,7 @@ def cut_of_bundle(bundle: Bundle, key: InputKey | None) -> Cut | None:
         bundle.tensors,
         tuple(decode_patch(tier.patch) for tier in bundle.tiers),
         bundle.program,
-        functools.partial(_sealed, bundle, key),
+        functools.partial(_sealed, bundle),
     )
 
 
@@ -85,13 +85,13 @@ def _cut(
 
 
 @contextmanager
-def _sealed(bundle: Bundle, key: InputKey | None) -> Iterator[Vault]:
+def _sealed(bundle: Bundle) -> Iterator[Vault]:
+    # Tier keys have nothing to do with how inputs are keyed, and a model for buyers would ask for all their records.
+    plain = dataclasses.replace(bundle, transform=None, input_key_id=None, input_key_ids=())
     issuer = Identity.generate("issuer", "audit")
     with tempfile.TemporaryDirectory(prefix="tessera-audit-") as folder:
         path = Path(folder) / "audit.tessera"
-        _, secrets = seal_bundle(
-            bundle, path, issuer=issuer, model="audit", version=1, now_s=time.time(), input_key=key
-        )
+        _, secrets = seal_bundle(plain, path, issuer=issuer, model="audit", version=1, now_s=time.time())
         with _opened(path, {issuer.key_id: issuer.public.verify_key}, secrets) as vault:
             yield vault
 

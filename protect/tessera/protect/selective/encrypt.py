@@ -79,9 +79,9 @@ def encrypt_bundle(
 ) -> Encrypted:
     """Return `bundle` with the plan's units encrypted and every tier measured; `progress` follows the scores.
 
-    Raises `ApiMisuse` for a bundle that has tiers, data of another shape, settings that no plan can follow and a model
-    without layers to encrypt; `WrongKey` when `key` is not the one that the model was trained with; `Malformed` for
-    weights that are not finite.
+    Raises `ApiMisuse` for a bundle that has tiers, data of another shape or with labels that the model has no classes
+    for, settings that no plan can follow and a model without layers to encrypt; `WrongKey` when `key` is not the one
+    that the model was trained with; `Malformed` for weights that are not finite.
     """
     _check(bundle, data)
     check_budget(settings.budget, settings.fractions, settings.scope)
@@ -174,7 +174,8 @@ def _chance(data: Split) -> float:
     """Return the quality of guessing: the commonest class every time; for a segmentation its share of the mean IoU."""
     test = data.test
     if isinstance(test, SegmentationDataset):
-        return 1 / test.classes
+        counts = torch.bincount(test.labels.reshape(-1), minlength=256)[: test.classes]
+        return float(counts.max() / counts.sum().clamp(min=1) / (counts > 0).sum().clamp(min=1))
     return float(torch.bincount(test.labels).max()) / len(test)
 
 
@@ -200,6 +201,24 @@ def _check(bundle: Bundle, data: Split) -> None:
     for part in data:
         if part.shape != wanted:
             raise ApiMisuse(f"the model takes images of {wanted}, and the data has {part.shape}")
+    _check_labels(tuple(bundle.outputs[0].shape[1:]), data)
+
+
+def _check_labels(gives: tuple[int, ...], data: Split) -> None:
+    """Raise `ApiMisuse` for labels that the model's answers cannot be held against: the qualities would be signed."""
+    maps = isinstance(data.test, SegmentationDataset)
+    if len(gives) != (3 if maps else 1) or (maps and gives[1:] != data.test.shape[1:]):
+        what = "each pixel" if maps else "each image"
+        raise ApiMisuse(
+            f"the data has a label for {what}, and the model gives {gives} for an image",
+            remedy="Encrypt a model that gives a score for each class; for other models see tessera.protect.selective.",
+        )
+    classes = max(part.classes for part in data)
+    if classes > gives[0]:
+        raise ApiMisuse(
+            f"the data has labels up to {classes - 1}, and the model has {gives[0]} classes",
+            remedy="Give the labels that the model was trained with, counted from 0.",
+        )
 
 
 def _transform(bundle: Bundle, key: InputKey | None) -> TorchTransform | None:

@@ -11,7 +11,9 @@ from torch import nn
 from support import keys
 from support.audits import CPU, patient
 from support.cut_models import QUICK, TIERS, Careless, digits_sample, sealed_under, smooth, task, tiered
-from tessera.keystore.secrets import TierSecret
+from tessera.keystore.copyright import CopyrightRecord, bound_key, buyer_input_key
+from tessera.keystore.proof import input_key_id
+from tessera.keystore.secrets import InputKey, TierSecret
 from tessera.keystore.tiers import TierKey
 from tessera.protect import PixelModel, SegmentationDataset, Split, bundle_of_module
 from tessera.protect.audit import (
@@ -34,6 +36,7 @@ from tessera.protect.audit.tier_verdict import tier_verdicts, tiers_measured
 from tessera.protect.audit.verdict import Verdict
 from tessera.protect.curves import METRIC_WORDS
 from tessera.protect.selective import Settings, encrypt_bundle, same_bits
+from tessera.transforms import TransformSpec
 
 FAMILY = ["tier-quality", "tier-localisation", "tier-retraining", "tier-keys"]
 
@@ -173,6 +176,16 @@ def test_lower_keys_open_nothing_above(subject: Subject) -> None:
     assert sum(row.work for row in found.rows if row.label not in CONTROLS) == 3 * 6 + 3 + 6
     verdict = _keys_verdict(found)
     assert (verdict.level, verdict.says[:7]) == ("holds", "0 of 27")
+
+
+@pytest.mark.slow
+def test_a_model_for_buyers_in_tiers_is_attacked_as_well() -> None:
+    """Tier keys are tried on it without the master key and every buyer's record, which sealing it for sale takes."""
+    record = CopyrightRecord("Acme", "Globex", "L-17")
+    key = bound_key(buyer_input_key(InputKey(bytes(range(32))), record), record)
+    bundle = replace(tiered(), transform=TransformSpec.parse_text("isnn:4:12"), input_key_ids=(input_key_id(key),))
+    found = run("tier-keys", subject_of_bundle(bundle, key, name="digits", task=task()))
+    assert _keys_verdict(found).level == "holds"
 
 
 @pytest.fixture
