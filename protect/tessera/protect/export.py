@@ -128,19 +128,19 @@ def _mixes_samples(module: nn.Module, sample: Tensor) -> bool:
     if len(sample) < 2 or not (sample.dtype == torch.uint8 or sample.is_floating_point()):
         return False
     draws = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (3, *sample.shape[1:]), generator=draws)
+    pixels = torch.randint(0, 256, (4, *sample.shape[1:]), generator=draws)
     levels = (pixels if sample.dtype == torch.uint8 else pixels / 127.5 - 1).to(sample.dtype)
     answers = []
     with torch.random.fork_rng(devices=[]):
-        for pair in ([0, 1], [0, 2]):
+        for pair in ([0, 1], [0, 2], [0, 3]):
             torch.manual_seed(0)  # what it draws by chance is no trace of a sample
             answers.append(module(levels[pair]))
     if any(not isinstance(answer, Tensor) or not answer.ndim or len(answer) != 2 for answer in answers):
         return False  # refused for its form
-    first, second = (answer[0].detach().double() for answer in answers)
+    first, *others = (answer[0].detach().double() for answer in answers)
     if not first.numel() or not bool(torch.isfinite(first).all()):
         return False
-    return bool((first - second).abs().max() > SAME * first.abs().max())
+    return any(bool((first - other).abs().max() > SAME * first.abs().max()) for other in others)
 
 
 def _told(error: Exception) -> str:

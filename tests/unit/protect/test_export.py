@@ -178,7 +178,7 @@ class Mixing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what `how` says."""
-        y: Tensor = self.linear(x.reshape(-1, 12).float())
+        y: Tensor = self.linear(x.reshape(-1, 12).float() / 255)
         normed: Tensor = self.norm(x.float().reshape(-1, 4, 1, 3))
         match self.how:
             case "softmax":

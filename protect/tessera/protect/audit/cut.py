@@ -17,7 +17,7 @@ from tessera.keystore.package.reader import UnlockedPackage
 from tessera.keystore.tiers import TierKey
 from tessera.protect.selective.plan import Units
 from tessera.protect.selective.split import apply
-from tessera.protect.selective.units import Layer
+from tessera.protect.selective.units import Layer, kind_of
 
 _PREFIX = "graph."
 """What `ProgramModel` puts before the names of a program's weights."""
@@ -80,7 +80,7 @@ class Cut:
         found = {}
         for entry in (entry for increment in self.increments for entry in increment):
             shape = tuple(self.public[entry.tensor].shape)
-            layer = found[entry.tensor] = Layer(entry.tensor, "conv" if len(shape) == 4 else "linear", shape)
+            layer = found[entry.tensor] = Layer(entry.tensor, kind_of(shape) or "linear", shape)
             if layer.elements != entry.run:
                 raise ApiMisuse(f"{entry.tensor} is cut in runs of {entry.run} weights, and not in its units")
         return tuple(found[name] for name in sorted(found))

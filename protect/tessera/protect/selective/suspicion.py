@@ -33,11 +33,13 @@ Test = Callable[[Layer, Floats], Floats | None]
 
 
 def smoothness(layer: Layer, rows: Floats) -> Floats | None:
-    """Return total variation / norm of every unit; None for units without two dimensions."""
+    """Return total variation / norm of every unit; None for blocks of rows and kernels with a side of one weight."""
     if layer.kind != "conv" or min(layer.shape[2:]) < 2:
         return None
     kernels = rows.reshape(-1, *layer.shape[2:])
-    variation = sum(np.abs(np.diff(kernels, axis=axis)).sum(axis=(1, 2)) for axis in (1, 2))
+    variation = np.zeros(len(rows))
+    for axis in range(1, kernels.ndim):
+        variation += np.abs(np.diff(kernels, axis=axis)).reshape(len(rows), -1).sum(axis=1)
     found: Floats = variation / np.sqrt((rows**2).sum(axis=1) + _TINY)
     return found
 

@@ -5,6 +5,8 @@ Every unit is a run of consecutive weights, so unit n of a layer covers the flat
     Conv2d, weight (O, I / groups, kh, kw)    one kh x kw slice; unit n joins output n // I' and the input n % I'
     Linear, weight (O, I)                     a block of e inputs of one row, e = the largest divisor of I up to 16
 
+Convolutions of one and three dimensions are cut alike, and transposed ones, whose weights begin with the input.
+
 A row whose length is a prime above 16 is cut into single weights. 1x1 convolutions have units of one weight too.
 """
 
@@ -29,7 +31,14 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 """Which units are meant: (units,)."""
 
-_CONVOLUTIONS: Final = frozenset({"aten.conv2d.default", "aten.convolution.default", "aten.conv2d.padding"})
+_CONVOLUTIONS: Final = frozenset(
+    {"aten.convolution.default", "aten.conv_transpose1d.default"}
+    | {f"aten.conv{sides}d.{form}" for sides in (1, 2, 3) for form in ("default", "padding")}
+    | {f"aten.conv_transpose{sides}d.input" for sides in (2, 3)}
+)
+_MODULES: Final = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear
+)  # fmt: skip
 _LINEAR: Final = frozenset({"aten.linear.default"})
 
 
@@ -43,14 +52,14 @@ class Layer:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.shape) != (4 if self.kind == "conv" else 2) or min(self.shape) < 1:
+        if self.kind != kind_of(self.shape) or min(self.shape) < 1:
             raise ApiMisuse(f"{self.weight} of shape {self.shape} is no {self.kind} weight with units")
 
     @property
     def elements(self) -> int:
         """Consecutive weights in one unit."""
         if self.kind == "conv":
-            return self.shape[2] * self.shape[3]
+            return math.prod(self.shape[2:])
         return max(size for size in range(1, MAX_LINEAR_BLOCK + 1) if self.shape[1] % size == 0)
 
     @property
@@ -75,6 +84,11 @@ class Layer:
     def rows(self, weight: Tensor) -> Tensor:
         """Return a weight of this layer as (count, elements): one unit per row, a view where the memory allows."""
         return weight.reshape(self.count, self.elements)
+
+
+def kind_of(shape: tuple[int, ...]) -> Kind | None:
+    """Return which kind of layer has a weight of this shape; None for neither."""
+    return "linear" if len(shape) == 2 else "conv" if 3 <= len(shape) <= 5 else None
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,7 @@ def layers_of(model: nn.Module) -> tuple[Layer, ...]:
     if not kept:
         raise ApiMisuse(
             "the model has no convolution or linear layer of its own to encrypt",
-            remedy="Selective encryption needs Conv2d or Linear layers; seal the whole package instead.",
+            remedy="Selective encryption needs convolutions or linear layers; seal the whole package instead.",
         )
     return kept
 
@@ -169,8 +183,8 @@ def _of_modules(model: nn.Module) -> Iterator[Layer]:
     names = set(model.state_dict().keys())
     for prefix, module in model.named_modules():
         name = f"{prefix}.weight" if prefix else "weight"
-        if isinstance(module, nn.Conv2d | nn.Linear) and name in names:
-            yield Layer(name, "conv" if isinstance(module, nn.Conv2d) else "linear", tuple(module.weight.shape))
+        if isinstance(module, _MODULES) and name in names:
+            yield Layer(name, "linear" if isinstance(module, nn.Linear) else "conv", tuple(module.weight.shape))
 
 
 def _of_graph(program: fx.GraphModule) -> Iterator[Layer]:
@@ -182,8 +196,7 @@ def _of_graph(program: fx.GraphModule) -> Iterator[Layer]:
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
             continue  # a computed weight has no name in the state
         shape = tuple(program.state_dict()[str(weight.target)].shape)
-        if operation in _LINEAR or len(shape) == 4:
-            yield Layer(str(weight.target), "linear" if operation in _LINEAR else "conv", shape)
+        yield Layer(str(weight.target), "linear" if operation in _LINEAR else "conv", shape)
 
 
 def _shared(model: nn.Module) -> set[str]:

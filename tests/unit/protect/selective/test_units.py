@@ -8,7 +8,18 @@ from torch import Tensor, nn
 
 from tessera.keystore.errors import ApiMisuse, Malformed
 from tessera.protect.export import export_program
-from tessera.protect.selective import Layer, choose, layers_of
+from tessera.protect.selective import (
+    Layer,
+    apply,
+    baseline_scores,
+    choose,
+    layers_of,
+    localise,
+    make_plan,
+    same_bits,
+    split,
+)
+from tessera.protect.selective.gates import call_gated
 from tessera.protect.selective.units import check_weights, shares
 
 
@@ -40,6 +51,52 @@ def test_units_of_every_kind_of_layer() -> None:
         "head.weight": ("linear", 15, 16, 5),
     }
     assert layers_of(Small())[1].unit_name(5) == "depth.weight[2,1]"
+
+
+class Unusual(nn.Module):
+    """Float (N, 2, 4, 4) to (N, 3): convolutions of one and three dimensions and transposed ones, grouped and not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Conv1d(2, 4, 5, padding="same")
+        self.up1 = nn.ConvTranspose1d(4, 4, 2, stride=2, groups=2)
+        self.up2 = nn.ConvTranspose2d(4, 6, 2, stride=2)
+        self.space = nn.Conv3d(1, 2, (3, 3, 2))
+        self.up3 = nn.ConvTranspose3d(2, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        y = self.up1(self.line(x.flatten(2)))
+        y = self.up2(y.unflatten(2, (4, 8)))
+        logits: Tensor = self.up3(self.space(y.unsqueeze(1))).mean((2, 3, 4))
+        return logits
+
+
+def test_convolutions_of_other_dimensions_and_transposed_ones() -> None:
+    """All are cut into the slices of their kernels, in a module and in its program, and come back to the bit."""
+    model = Unusual()
+    found = {layer.weight: (layer.kind, layer.count, layer.elements) for layer in layers_of(model)}
+    assert found == {
+        "line.weight": ("conv", 8, 5),
+        "up1.weight": ("conv", 8, 2),
+        "up2.weight": ("conv", 24, 4),
+        "space.weight": ("conv", 2, 18),
+        "up3.weight": ("conv", 6, 8),
+    }
+    program, weights = export_program(model, torch.zeros(2, 2, 4, 4), max_batch=4)
+    module = torch.export.load(io.BytesIO(program)).module()
+    module.load_state_dict(weights, strict=True, assign=True)
+    layers = layers_of(module)
+    assert layers == layers_of(model)
+    plan = make_plan(layers, layers, baseline_scores(weights, layers, "descend"), budget=0.4, fractions=(0, 1))
+    parts = split(weights, plan)
+    assert same_bits(apply(parts.public, parts.increments, 1), weights)
+    assert not same_bits(parts.public, weights)
+    assert localise(parts.public, plan).keys() == found.keys()
+    with torch.no_grad():
+        x = torch.randn(2, 2, 4, 4)
+        gated = call_gated(module, weights, {layer: torch.zeros(layer.count) for layer in layers[:1]}, x)
+        assert not torch.equal(gated, module(x))
 
 
 @pytest.mark.parametrize(("length", "block"), [(17, 1), (16, 16), (32, 16), (10, 10), (26, 13), (1, 1)])
