@@ -1,6 +1,8 @@
 """The asyncio client against a real appliance on the same loop: the same plans, so the same answers."""
 
 import asyncio
+import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -16,6 +18,7 @@ from support.background import expected, file, images
 from tessera.client import (
     Answer,
     AsyncClient,
+    Cancelled,
     InvalidTensor,
     QuotaExhausted,
     RetryPolicy,
@@ -129,6 +132,39 @@ async def test_a_source_that_fails_is_heard_after_its_answers(site: Site) -> Non
     assert len(got) == 1
 
 
+async def test_a_source_that_is_cancelled_is_heard_too(site: Site) -> None:
+    """A source that awaits what somebody else has cancelled ends the stream; nobody waits for its next frame."""
+
+    async def camera() -> AsyncIterator[Any]:
+        yield images(1)[0]
+        gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        gone.cancel()
+        yield await gone
+
+    got: list[Any] = []
+    async with client(site) as c:
+        reading = asyncio.create_task(collect(got, c.stream("digits", camera())))
+        done, _ = await asyncio.wait([reading], timeout=20)
+        assert done == {reading}
+        assert reading.cancelled()
+    assert len(got) == 1
+
+
+async def test_a_caller_who_keeps_the_loop_busy_is_not_told_that_the_server_is_late(site: Site) -> None:
+    """Answers that arrived while the caller worked without awaiting are in time."""
+    x = images(12)
+    busy_s = 0.15
+    async with client(site) as c:
+        await c.contract("digits")
+        got: list[Any] = []
+        async for output in c.stream("digits", x, window=12, timeout_s=3 * busy_s):
+            until_s = time.monotonic() + busy_s
+            while time.monotonic() < until_s:
+                pass
+            got.append(output)
+    assert len(got) == 12
+
+
 @pytest.mark.parametrize("streams", [1, 3])
 async def test_a_lost_session_is_reopened(site: Site, streams: int) -> None:
     """In a stream and between calls; each frame is charged once."""
@@ -186,6 +222,36 @@ async def test_closing_ends_sessions_and_further_calls(site: Site) -> None:
     assert site.appliance.node.gate.drop_licences([(keys.ISSUER.key_id, c.whoami().licences[0].licence_id)]) == 0
     with pytest.raises(ApiMisuse, match="closed"):
         await c.infer("digits", images(1))
+
+
+async def test_closing_ends_what_is_under_way(site: Site) -> None:
+    """A stream that waits for frames and a call that waits for an answer end with `Cancelled`: nobody cancelled their
+    tasks, and nobody waits for ever."""
+
+    async def camera() -> AsyncIterator[Any]:
+        yield images(1)[0]
+        await asyncio.get_running_loop().create_future()
+
+    got = asyncio.Event()
+    c = client(site)
+
+    async def watch() -> None:
+        async for _ in c.stream("digits", camera()):
+            got.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        other = AsyncClient(target, identity=keys.BUYER, licence=file(site), danger_plaintext=True)
+        stream = asyncio.create_task(watch())
+        call = asyncio.create_task(other.contract("digits"))
+        connection, _ = await asyncio.get_running_loop().sock_accept(silent)
+        await got.wait()
+        for closing, task in ((c, stream), (other, call)):
+            await closing.close()
+            with pytest.raises(Cancelled, match="closed"):
+                await asyncio.wait_for(task, 20)
+        connection.close()
 
 
 async def test_a_restart_of_the_server_is_bridged(tmp_path: Path) -> None:

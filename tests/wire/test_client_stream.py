@@ -47,6 +47,22 @@ def test_every_frame_has_its_own_answer_in_order(site: Site, options: dict[str, 
     assert np.allclose(np.stack(outputs), expected(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("pack", [1, 4])
+def test_a_source_may_write_every_frame_into_one_buffer(site: Site, pack: int) -> None:
+    """As cameras do: what was read stays what is sent, also while it waits for the rest of its request."""
+    x = images(10)
+
+    def camera() -> Iterator[Any]:
+        buffer = np.empty_like(x[0])
+        for frame in x:
+            buffer[...] = frame
+            yield buffer
+
+    with client(site) as c:
+        outputs = list(c.stream("digits", camera(), pack=pack))
+    assert np.allclose(np.stack(outputs), expected(x), atol=1e-5)
+
+
 def test_answers_carry_receipts(site: Site) -> None:
     """Each frame's answer has the verified receipt of the request it was in."""
     with client(site, file(site, KEYED)) as c:
@@ -96,11 +112,11 @@ def _collect(into: list[Any], outputs: Iterator[Any]) -> list[Any]:
 
 
 def test_refused_frames_can_be_yielded(site: Site) -> None:
-    """One bad frame does not stop the others."""
-    frames = [*images(2), np.zeros((3, 3), np.uint8), *images(1)]
+    """One bad frame does not stop the others: neither one of another shape nor one that is no array at all."""
+    frames = [*images(2), np.zeros((3, 3), np.uint8), [[1], [2, 3]], *images(1)]
     with client(site) as c:
         outcomes = list(c.stream_detailed("digits", frames, on_error="yield"))
-    assert [type(outcome) for outcome in outcomes] == [Answer, Answer, InvalidTensor, Answer]
+    assert [type(outcome) for outcome in outcomes] == [Answer, Answer, InvalidTensor, InvalidTensor, Answer]
 
 
 def test_a_frame_source_that_fails_is_heard_after_its_answers(site: Site) -> None:

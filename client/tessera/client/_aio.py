@@ -12,7 +12,7 @@ import grpc.aio
 
 from tessera.client import _plans
 from tessera.client._aio_stream import AioStream
-from tessera.client._channel import failure, metadata
+from tessera.client._channel import being_cancelled, channel_closed, failure, metadata
 from tessera.client._credentials import Held
 from tessera.client._effects import (
     MODEL_STREAM_INFER,
@@ -251,6 +251,10 @@ class AsyncClient(ClientSettings):
             return Reply(await call, metadata(await call.trailing_metadata()))
         except grpc.RpcError as error:
             raise failure(error) from None
+        except asyncio.CancelledError:
+            if being_cancelled():
+                raise
+            raise channel_closed() from None
         except grpc.aio.UsageError:  # how grpc.aio says that the channel was closed
             raise closed() from None
 

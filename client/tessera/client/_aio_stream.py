@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from tessera.client._channel import failure
+from tessera.client._channel import being_cancelled, channel_closed, failure
 from tessera.client._effects import call_metadata
 from tessera.client._pipeline import Outcome, Pipeline, Reconnect
 from tessera.client._session import Session
@@ -20,6 +20,8 @@ from tessera.client._types import Inputs
 from tessera.oip.v1 import inference_pb2 as oip
 
 GRACE_S = 2.0
+LATE_S = 0.5
+"""How long a free event loop may take to bring an answer that has arrived."""
 
 AsyncSessionSource = Callable[[Session | None], Awaitable[Session]]
 """Returns an open session other than the given, stale one."""
@@ -60,6 +62,7 @@ class AioStream:
             await asyncio.gather(feeder, *lanes, return_exceptions=True)
 
     async def _next(self) -> Outcome | None:
+        grace_until_s: float | None = None
         while True:
             outcome = self._pipeline.pop()
             if outcome is not None:
@@ -67,7 +70,17 @@ class AioStream:
                 return outcome
             if self._pipeline.exhausted:
                 return None
-            await self._change(self._pipeline.patience_s(time.monotonic()))
+            now_s = time.monotonic()
+            left_s = self._pipeline.patience_s(now_s)
+            if left_s == 0:
+                # A caller who works between two answers without awaiting holds up the loop, and with it answers that
+                # have long arrived. Only what does not come while the loop is free to fetch it is late.
+                grace_until_s = grace_until_s or now_s + LATE_S
+                left_s = grace_until_s - now_s
+                if left_s <= 0:
+                    self._pipeline.give_up()
+                    continue
+            await self._change(left_s)
 
     async def _feed(self) -> None:
         error: BaseException | None = None
@@ -81,8 +94,8 @@ class AioStream:
                     await self._sessions(None)  # renews the session when it is time
                     self._pipeline.offer(frame)
                     self._notify()
-        except Exception as raised:  # noqa: BLE001  what the caller's iterator raises is the caller's
-            error = raised
+        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001  what the caller's iterator raises is theirs
+            error = raised  # a source may be cancelled by itself; when this task is, nobody waits for the end any more
         self._pipeline.end(error)
         self._notify()
 
@@ -94,7 +107,7 @@ class AioStream:
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except Exception as raised:  # noqa: BLE001  else the caller would wait for ever
+        except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001  else the caller would wait for ever
             self._pipeline.fail(raised)
             self._notify()
 
@@ -125,6 +138,10 @@ class AioStream:
                     break
         except grpc.RpcError as error:
             failed = failure(error)
+        except asyncio.CancelledError:
+            if being_cancelled():
+                raise
+            failed = channel_closed()
         finally:
             self._epochs[lane] += 1
             call.cancel()

@@ -1,5 +1,6 @@
 """The client's end of gRPC: channels, methods by path, and what a failed call looks like to a plan."""
 
+import asyncio
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -98,6 +99,18 @@ def failure(error: grpc.RpcError) -> RpcFailed:
     code = call.code() if hasattr(call, "code") else None
     status = code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
     return RpcFailed(status, str(call.details() or ""), metadata(call.trailing_metadata()))
+
+
+def being_cancelled() -> bool:
+    """Whether somebody cancels the running task. If not, a `CancelledError` is how grpc.aio ends calls of a channel
+    that is closed, and must not pass for the caller's own cancellation."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def channel_closed() -> RpcFailed:
+    """Return what a plan is told of a call that was under way when the client was closed."""
+    return RpcFailed("CANCELLED", "the client was closed while the call was under way")
 
 
 def metadata(pairs: Iterable[tuple[str, str | bytes]] | None) -> Mapping[str, str]:

@@ -123,7 +123,11 @@ class Pipeline:
         except InvalidTensor as error:
             self._settle([position], error)
             return
-        self._filling.append((position, batch))
+        except Exception as error:  # noqa: BLE001  a frame that is counted and never answered would be waited for
+            self.fail(error)
+            return
+        # A frame that waits for others is copied: many sources write the next frame into the same buffer.
+        self._filling.append((position, batch if self._pack == 1 else _tensors.own(batch)))
         if len(self._filling) >= self._pack:
             self._flush()
 
@@ -216,12 +220,14 @@ class Pipeline:
         return None
 
     def patience_s(self, now_s: float) -> float | None:
-        """Return how long the oldest request may still take; None when none is on the way. Past that, `fail`."""
-        if not self._open:
-            return None
-        oldest = min(self._open.values(), key=lambda item: item.first_sent_s)
-        left_s = oldest.first_sent_s + self._timeout_s - now_s
-        if left_s <= 0:
+        """Return how long the oldest request may still take; None when none is on the way. At 0, `give_up`."""
+        oldest = self._oldest()
+        return None if oldest is None else max(oldest.first_sent_s + self._timeout_s - now_s, 0.0)
+
+    def give_up(self) -> None:
+        """Take note that the oldest request has waited for too long."""
+        oldest = self._oldest()
+        if oldest is not None:
             self.fail(
                 DeadlineExceeded(
                     f"no answer within {self._timeout_s:g} s",
@@ -229,7 +235,9 @@ class Pipeline:
                     remedy="Give a longer timeout_s or a smaller window.",
                 )
             )
-        return max(left_s, 0.0)
+
+    def _oldest(self) -> _Item | None:
+        return min(self._open.values(), key=lambda item: item.first_sent_s, default=None)
 
     def _check_size(self, batch: _tensors.Batch) -> None:
         name = next(iter(batch.arrays))
@@ -251,6 +259,9 @@ class Pipeline:
             sent = prepare(self._session, _tensors.pack(batches), request_id, receipt=self._core.receipts)
         except InvalidTensor as error:
             self._settle(positions, error)
+            return
+        except Exception as error:  # noqa: BLE001  as in `offer`
+            self.fail(error)
             return
         heapq.heappush(self._queue, _Item(positions[0], sent, batches, positions))
 

@@ -70,7 +70,11 @@ class SyncStream:
                     return outcome
                 if self._pipeline.exhausted:
                     return None
-                self._changed.wait(self._pipeline.patience_s(time.monotonic()))
+                left_s = self._pipeline.patience_s(time.monotonic())
+                if left_s == 0:
+                    self._pipeline.give_up()
+                else:
+                    self._changed.wait(left_s)
 
     def _close(self) -> None:
         with self._changed:

@@ -1,7 +1,7 @@
 """From the caller's arrays to checked batches, and back: what a contract says is held here, before anything is sent."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def check(contract: ModelContract, inputs: Inputs) -> Batch:
     arrays: dict[str, Array] = {}
     singles: set[bool] = set()
     for spec in contract.inputs:
-        array = np.asarray(named[spec.name])
+        array = _array_of(spec, named[spec.name])
         _check_type(spec, array)
         single = _check_shape(spec, array)
         if spec.finite and array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -46,6 +46,11 @@ def split(batch: Batch, max_batch: int) -> Iterator[dict[str, Array]]:
     """Yield the batch's arrays in runs of at most `max_batch` samples, in order."""
     for start in range(0, batch.samples, max_batch):
         yield {name: array[start : start + max_batch] for name, array in batch.arrays.items()}
+
+
+def own(batch: Batch) -> Batch:
+    """Return the batch with arrays that nobody else can write to."""
+    return replace(batch, arrays={name: array.copy() for name, array in batch.arrays.items()})
 
 
 def pack(batches: Sequence[Batch]) -> dict[str, Array]:
@@ -98,6 +103,18 @@ def _by_name(contract: ModelContract, inputs: Inputs) -> Mapping[str, Any]:
         if name not in names:
             raise InvalidTensor(f"model {contract.name!r} has no input {name!r}", tensor=str(name))
     return inputs
+
+
+def _array_of(spec: TensorContract, given: Any) -> Array:
+    try:
+        array: Array = np.asarray(given)
+    except Exception as error:  # a ragged list, a tensor on a GPU: what fails here is up to the type that was given
+        raise InvalidTensor(
+            f"tensor {spec.name!r} is a {type(given).__name__} that cannot be read as an array",
+            tensor=spec.name,
+            remedy="Give a NumPy array.",
+        ) from error
+    return array
 
 
 def _check_type(spec: TensorContract, array: Array) -> None:

@@ -283,6 +283,7 @@ def test_a_silent_server_is_a_deadline() -> None:
     bench.take(now_s=1000.0)
     assert bench.pipeline.patience_s(1004.0) == 6.0
     assert bench.pipeline.patience_s(1010.0) == 0.0
+    bench.pipeline.give_up()
     with pytest.raises(DeadlineExceeded):
         bench.pipeline.pop()
 
@@ -298,6 +299,27 @@ def test_the_callers_own_error_comes_after_all_answers() -> None:
     popped(bench)
     assert not bench.pipeline.exhausted
     with pytest.raises(KeyError, match="camera"):
+        bench.pipeline.pop()
+
+
+@pytest.mark.parametrize("pack", [1, 2])
+def test_a_frame_that_cannot_be_keyed_ends_the_stream(monkeypatch: pytest.MonkeyPatch, pack: int) -> None:
+    """Out of memory, for instance: the error is raised after the answers before it, and not waited out."""
+    bench, given = Bench(pack=pack), frames(2 * pack)
+
+    def full(*_: object) -> Any:
+        raise MemoryError
+
+    for frame in given[:pack]:
+        bench.pipeline.offer(frame)
+    bench.answer(bench.take())
+    monkeypatch.setattr(np, "ascontiguousarray" if pack == 1 else "concatenate", full)
+    bench.offer(*given[pack:])
+    monkeypatch.undo()
+    assert bench.pipeline.complete
+    for _ in range(pack):
+        popped(bench)
+    with pytest.raises(MemoryError):
         bench.pipeline.pop()
 
 

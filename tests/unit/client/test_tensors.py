@@ -58,6 +58,20 @@ def test_a_misfit_is_named(given: Any, word: str) -> None:
     assert word in str(caught.value)
 
 
+def test_what_is_no_array_is_named() -> None:
+    """A ragged list, or another library's tensor that does not let itself be read: its own words are the cause."""
+
+    class OnDevice:
+        def __array__(self, *_: object, **__: object) -> Any:
+            raise TypeError("copy it to the host first")
+
+    for odd in ([[1], [2, 3]], OnDevice()):
+        with pytest.raises(InvalidTensor, match=f"{type(odd).__name__} that cannot be read") as caught:
+            check(contract(IMAGE), odd)  # type: ignore[arg-type]
+        assert caught.value.tensor == "image"
+        assert caught.value.__cause__ is not None
+
+
 def test_missing_and_unknown_inputs_are_named() -> None:
     """A mapping names exactly the model's inputs."""
     both = contract(IMAGE, POINTS)
