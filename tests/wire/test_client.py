@@ -1,8 +1,11 @@
 """The blocking client against a real appliance over TLS."""
 
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +241,47 @@ def test_nobody_at_the_address_is_unreachable(site: Site) -> None:
     ):
         c.contract("digits")
     assert "refused" in caught.value.detail
+
+
+@pytest.mark.parametrize("plaintext", [False, True], ids=["tls", "plaintext"])
+def test_what_is_for_this_machine_does_not_go_to_a_proxy(
+    site: Site, monkeypatch: pytest.MonkeyPatch, plaintext: bool
+) -> None:
+    """Whatever proxy the environment names: it could not reach the loopback, and could read what has no TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        for name in ("no_grpc_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        # The appliance speaks TLS only, so without it nothing is understood; what matters is who was asked.
+        settings: dict[str, Any] = {"root_certificates": None, "danger_plaintext": True} if plaintext else {}
+        with client(site, **settings) as c, pytest.raises(Unreachable) if plaintext else nullcontext():
+            assert c.contract("digits").name == "digits"
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+
+
+def test_a_server_that_vanished_is_noticed(site: Site) -> None:
+    """The kernel is told how long bytes may stay unacknowledged; by itself it would try for a quarter of an hour."""
+    with client(site) as c:
+        c.contract("digits")
+        limits_ms = [
+            found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) for found in connections(site.appliance.port)
+        ]
+    assert limits_ms == [20_000]
+
+
+def connections(port: int) -> Iterator[socket.socket]:
+    """Yield duplicates of this process's sockets that are connected to `port`."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found = socket.socket(fileno=os.dup(int(name)))
+        except OSError:  # no socket, or closed meanwhile
+            continue
+        with found, suppress(OSError):
+            if found.family in (socket.AF_INET, socket.AF_INET6) and found.getpeername()[1] == port:
+                yield found
 
 
 def test_a_closed_client_leaves_no_session(site: Site) -> None:

@@ -10,6 +10,8 @@ from tessera.cli.loading import certificates
 from tessera.cli.options import JsonFlag, parse_address
 from tessera.keystore.errors import Unavailable
 
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
 
 def health(
     server: Annotated[
@@ -40,10 +42,14 @@ def ask(server: str, *, ca: Path | None, service: str = "", plaintext: bool = Fa
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+    # The probe inside a container asks its own server: a proxy in the environment could only say no.
+    options = [("grpc.enable_http_proxy", 0)] if server.rpartition(":")[0] in LOOPBACK else []
     channel = (
-        grpc.insecure_channel(server)
+        grpc.insecure_channel(server, options)
         if plaintext
-        else grpc.secure_channel(server, grpc.ssl_channel_credentials(ca.read_bytes() if ca is not None else None))
+        else grpc.secure_channel(
+            server, grpc.ssl_channel_credentials(ca.read_bytes() if ca is not None else None), options
+        )
     )
     with channel:
         try:

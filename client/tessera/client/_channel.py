@@ -2,6 +2,8 @@
 
 import asyncio
 import ipaddress
+import re
+import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,12 @@ from tessera.client._refusals import RpcFailed
 from tessera.keystore.errors import ApiMisuse, Malformed, NotFound
 
 MAX_ROOTS_BYTES: Final = 4 * 1024 * 1024
+KEEPALIVE_TIMEOUT_S: Final = 20
+"""How long a connection may leave bytes unacknowledged before it counts as broken (TCP_USER_TIMEOUT), and another is
+made. Without it a server that vanished without a word takes every call with it until the kernel gives up, a quarter of
+an hour later."""
+KEEPALIVE_EVERY_S: Final = 330
+"""How long a stream is silent before it is asked whether it still is one; gRPC servers allow that every 300 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,9 @@ class Address:
         return grpc.aio.secure_channel(self.target, grpc.ssl_channel_credentials(self.roots), options=self._options())
 
     def _options(self) -> list[tuple[str, Any]]:
+        # What is for this very machine does not go to the proxy of the environment, which gRPC would ask for loopback
+        # addresses too: it could not reach them, and without TLS it would read everything.
+        local = [("grpc.enable_http_proxy", 0)] if _is_loopback(self.target) else []
         # Retries are ours, with the request id; two layers of them would multiply. And the channel must be ready to
         # connect again when a retry comes: by default it sits out up to two minutes after a failure.
         return [
@@ -46,6 +57,9 @@ class Address:
             ("grpc.enable_retries", 0),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2000),
+            ("grpc.keepalive_time_ms", KEEPALIVE_EVERY_S * 1000),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+            *local,
         ]
 
 
@@ -53,6 +67,8 @@ def address(
     target: str, root_certificates: str | Path | bytes | None, *, danger_plaintext: bool, max_message_bytes: int
 ) -> Address:
     """Return the checked address. Raises `ApiMisuse`; `NotFound` or `Malformed` for the file of certificates."""
+    if not target or re.match(r"(?:https?|grpcs?)://", target, re.IGNORECASE):
+        raise ApiMisuse(f"the address {target!r:.80} is not host:port", remedy="Give host:port, such as node:8001.")
     if not danger_plaintext:
         return Address(target, _roots(root_certificates), False, max_message_bytes)
     if root_certificates is not None:
@@ -76,9 +92,20 @@ def _roots(given: str | Path | bytes | None) -> bytes | None:
             raise NotFound(
                 "the file of root certificates cannot be read", remedy="Ask the operator for the node's ca.pem."
             ) from None
-    if b"-----BEGIN CERTIFICATE-----" not in given or len(given) > MAX_ROOTS_BYTES:
+    if len(given) > MAX_ROOTS_BYTES or not _holds_certificates(given):
         raise Malformed("root_certificates holds no certificate in PEM form", remedy="Give the node's ca.pem.")
     return given
+
+
+def _holds_certificates(pem: bytes) -> bool:
+    """Whether there are PEM certificates in `pem`, and all of them can be read; gRPC would try to connect for ever."""
+    blocks = re.findall(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", pem, re.DOTALL)
+    try:
+        ders = b"".join(ssl.PEM_cert_to_DER_cert(block.decode("ascii")) for block in blocks)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=ders)
+    except (ValueError, ssl.SSLError):  # broken base64, no ASCII, or no certificate inside
+        return False
+    return bool(blocks)
 
 
 def _is_loopback(target: str) -> bool:

@@ -57,6 +57,7 @@ async def test_a_sealed_server_is_unsealed_and_sealed_by_command(tmp_path: Path)
         assert (await refused("keystore", "unseal", node, **wrong))["reason"] == "wrong-passphrase"
         assert (await told("keystore", "unseal", node, **SECRET))["sealed"] is False
         assert (await told(*probe))["serving"] is True
+        assert (await told(*probe, grpc_proxy="http://127.0.0.1:9"))["serving"] is True
         assert (await told("keystore", "status", node))["server"] == "running"
         assert (await told("keystore", "seal", node))["sealed"] is True
         assert (await refused("usage", "export", "-k", node, "--out", tmp_path / "x"))["reason"] == "store-sealed"

@@ -16,6 +16,7 @@ from tessera.keystore.errors import ApiMisuse, Malformed, NotFound, WrongKey
 from tessera.keystore.keyfile import KdfCost, save_identity, save_input_key
 from tessera.keystore.licence import LicenceFile, write_licence_file
 from tessera.keystore.secrets import Passphrase
+from tessera.keystore.store.tls import make_ca
 
 HEAVY = (
     "torch", "sqlalchemy", "alembic", "cryptography", "prometheus_client", "pydantic", "safetensors",
@@ -125,12 +126,31 @@ def test_plaintext_reaches_nothing_else(target: str) -> None:
         address(target, None, danger_plaintext=True, max_message_bytes=1)
 
 
+@pytest.mark.parametrize("target", ["", "https://node:8001", "HTTP://localhost:8001", "grpc://node:8001"])
+@pytest.mark.parametrize("plaintext", [True, False])
+def test_an_address_is_not_a_url(target: str, plaintext: bool) -> None:
+    """gRPC would look for a machine called `https`, and the client would call the server unreachable."""
+    with pytest.raises(ApiMisuse, match="host:port"):
+        address(target, None, danger_plaintext=plaintext, max_message_bytes=1)
+
+
 def test_certificates_are_looked_at_early(tmp_path: Path) -> None:
     """A missing file, a file without PEM, and a contradiction are named when the client is made."""
     with pytest.raises(NotFound):
         address("n:1", tmp_path / "none.pem", danger_plaintext=False, max_message_bytes=1)
     with pytest.raises(Malformed):
         address("n:1", b"not a certificate", danger_plaintext=False, max_message_bytes=1)
+    whole = make_ca("test", now_s=float(keys.NOW_S)).certificate
+    for broken in (
+        whole[:200],
+        whole[:200] + whole[210:],
+        whole.replace(b"M", b"!"),
+        whole + whole.replace(b"MI", b"NI"),
+    ):
+        with pytest.raises(Malformed):
+            address("n:1", broken, danger_plaintext=False, max_message_bytes=1)
+    commented = "# Főtanúsítvány\n".encode() + whole
+    assert address("n:1", commented, danger_plaintext=False, max_message_bytes=1).roots == commented
     with pytest.raises(ApiMisuse):
         address("localhost:1", b"x", danger_plaintext=True, max_message_bytes=1)
 
