@@ -86,17 +86,21 @@ def infer(core: Core, held: Held, inputs: Inputs, request_id: str | None, *, sol
         check_sole_output(session)
     batch = _tensors.check(session.contract, inputs)
     parts = list(_tensors.split(batch, largest_batch(session.contract, core.max_message_bytes)))
+    call_id, part_ids = request_ids(request_id, len(parts))
     accepted: list[Accepted] = []
     attempts = 0
-    for arrays, part_id in zip(parts, request_ids(request_id, len(parts)), strict=True):
+    for arrays, part_id in zip(parts, part_ids, strict=True):
         sent = prepare(session, arrays, part_id, receipt=core.receipts)
-        session, one, tries = yield from _send(core, held, session, sent)
+        try:
+            session, one, tries = yield from _send(core, held, session, sent)
+        except ClientError as error:
+            error.request_id = call_id  # with a part's id the whole call would be charged again
+            raise
         accepted.append(one)
         attempts += tries
     outputs = _tensors.join([one.outputs for one in accepted], single=batch.single)
     seconds = core.clocks.monotonic_s() - began_s
-    name = request_id or (sent.request_id if len(parts) == 1 else sent.request_id.rpartition(".")[0])
-    return answer_of(outputs, name, accepted, seconds, attempts)
+    return answer_of(outputs, call_id, accepted, seconds, attempts)
 
 
 def answer_of(

@@ -48,13 +48,14 @@ def check_request_id(request_id: str) -> str:
     return request_id
 
 
-def request_ids(given: str | None, parts: int) -> list[str]:
-    """Return one id a part: the given one for a single part, else `<id>.0`, `<id>.1`, …; random when none is given.
+def request_ids(given: str | None, parts: int) -> tuple[str, list[str]]:
+    """Return the id of the call, random when none is given, and one a part: for a single part the same, else `<id>.0`,
+    `<id>.1`, ….
 
     The same call made again with the same id therefore repeats the same requests, and is not charged again.
     """
     base = uuid.uuid4().hex if given is None else check_request_id(given)
-    return [base] if parts == 1 else [f"{base}.{part}" for part in range(parts)]
+    return base, [base] if parts == 1 else [f"{base}.{part}" for part in range(parts)]
 
 
 def prepare(session: Session, arrays: dict[str, Array], request_id: str, *, receipt: bool) -> Prepared:

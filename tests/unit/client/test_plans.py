@@ -10,6 +10,7 @@ from support.buyer import SimNode, Time, contract, core, drive, held, images, re
 from tessera.client import (
     Answer,
     ClientError,
+    DeadlineExceeded,
     InvalidTensor,
     LicenceMissing,
     ProtocolError,
@@ -70,9 +71,22 @@ def test_a_large_batch_is_split() -> None:
 def test_ids_are_random_unless_given() -> None:
     """Calls without an id never share one; a given id is used as it is."""
     assert request_ids(None, 1) != request_ids(None, 1)
-    assert request_ids("mine", 1) == ["mine"]
-    (first, second) = request_ids(None, 2)
-    assert first.removesuffix(".0") == second.removesuffix(".1")
+    assert request_ids("mine", 1) == ("mine", ["mine"])
+    call, parts = request_ids(None, 2)
+    assert parts == [f"{call}.0", f"{call}.1"]
+
+
+@pytest.mark.parametrize("given", [None, "job-7"])
+def test_a_split_call_is_repeated_under_the_id_in_its_error(given: str | None) -> None:
+    """The id is the call's and not the failed part's, under which every part would be new and charged again."""
+    node, x = SimNode(), images(9)
+    node.fails("ModelInfer", refused("DEADLINE_EXCEEDED"))
+    with pytest.raises(DeadlineExceeded) as caught:
+        ask(node, x, request_id=given)
+    assert caught.value.request_id is not None
+    ask(node, x, request_id=caught.value.request_id)
+    sent: list[Any] = [rpc.message.id for rpc in node.seen if rpc.receipt]
+    assert sent == [f"{caught.value.request_id}.{part}" for part in (0, 0, 1, 2)]
 
 
 @pytest.mark.parametrize("bad", ["", "has space", "x" * 121, "ümlaut", "new\nline"])
