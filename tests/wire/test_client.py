@@ -27,6 +27,7 @@ from tessera.client import (
     QuotaExhausted,
     RateLimited,
     RequestConflict,
+    RetryPolicy,
     SeatsFull,
     ServerUnverified,
     Unreachable,
@@ -241,6 +242,18 @@ def test_nobody_at_the_address_is_unreachable(site: Site) -> None:
     ):
         c.contract("digits")
     assert "refused" in caught.value.detail
+
+
+def test_threads_share_the_news_that_nobody_answers(site: Site) -> None:
+    """One attempt to open a session is enough for all who wait; one after the other would take each its time."""
+    patience = RetryPolicy(3, base_s=0.2)
+    gone = Client("localhost:1", identity=keys.BUYER, licence=file(site), retry=patience, timeout_s=2.0)
+    with gone as c, ThreadPoolExecutor(20) as threads:
+        calls = [threads.submit(c.infer, "digits", images(1)) for _ in range(20)]
+        calls.append(threads.submit(c.infer, "digits", images(1), timeout_s=0.1))
+        refusals = [call.exception() for call in calls]
+    assert {type(refusal) for refusal in refusals} == {Unreachable}
+    assert len({id(refusal) for refusal in refusals}) == len(refusals)
 
 
 @pytest.mark.parametrize("plaintext", [False, True], ids=["tls", "plaintext"])

@@ -185,6 +185,40 @@ async def test_a_lost_session_is_reopened(site: Site, streams: int) -> None:
         assert (await c.infer_detailed("digits", x[0])).attempts == 2
 
 
+async def test_a_caller_who_is_cancelled_leaves_no_seat_taken(site: Site) -> None:
+    """The session that the server has opened by then is kept for the next caller, and the licence has but one seat."""
+    gate = site.appliance.node.gate
+    async with client(site, file(site, sessions=1)) as c, asyncio.timeout(20):
+        first = asyncio.create_task(c.contract("digits"))
+        while gate.session_count == 0:  # noqa: ASYNC110  the server tells nobody, it is watched
+            await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert (await c.contract("digits")).name == "digits"
+
+
+async def test_callers_share_the_news_that_nobody_answers(site: Site) -> None:
+    """One attempt to open a session is enough for all who wait, those without the time to see its end included."""
+    patience = RetryPolicy(3, base_s=0.2)
+    gone = AsyncClient("localhost:1", identity=keys.BUYER, licence=file(site), retry=patience, timeout_s=2.0)
+    async with gone as c:
+        calls = (c.infer("digits", images(1), timeout_s=seconds) for seconds in [None] * 20 + [0.1])
+        refusals = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(refusal) for refusal in refusals} == {Unreachable}
+    assert len({id(refusal) for refusal in refusals}) == len(refusals)
+
+
+async def test_a_client_belongs_to_one_event_loop(site: Site) -> None:
+    """A second loop is told so, and does not disturb the first."""
+    async with client(site) as c:
+        await c.contract("digits")
+        for misuse in (c.infer("digits", images(1)), c.close()):
+            with pytest.raises(ApiMisuse, match="event loop"):
+                await asyncio.to_thread(asyncio.run, misuse)
+        assert (await c.infer("digits", images(1))).shape == (1, 10)
+
+
 async def test_sessions_are_renewed(site: Site) -> None:
     """After seven tenths of its life, by the client's clock, a session is renewed and keeps its token."""
     async with client(site) as c:

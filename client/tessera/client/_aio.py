@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from copy import copy
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
@@ -32,26 +33,39 @@ from tessera.client._settings import CLOSE_TIMEOUT_S, ClientSettings, StreamOpti
 from tessera.client._tensors import check
 from tessera.client._types import Answer, Array, Inputs, ModelContract, SessionInfo, Usage
 from tessera.client.errors import ClientError
-from tessera.keystore.errors import TesseraError
+from tessera.keystore.errors import ApiMisuse, TesseraError
 from tessera.oip.v1 import inference_pb2 as oip
 
 Frames = Iterable[Inputs] | AsyncIterable[Inputs]
 T = TypeVar("T")
 
 
-class _Slot:
-    """The session of one licence; `lock` lets one task at a time open or renew it."""
+class _Opening:
+    """One attempt to open or renew a session, in a task of its own, as in `_sync`: a caller who is cancelled leaves it
+    to those who wait with him, or who come later."""
 
     def __init__(self) -> None:
-        self.lock = asyncio.Lock()
+        self.task: asyncio.Task[Session]
+        self.because: ClientError | None = None
+
+    def note(self, error: ClientError) -> None:
+        """Remember why it takes so long."""
+        self.because = error
+
+
+class _Slot:
+    """The session of one licence, and the attempt to get it."""
+
+    def __init__(self) -> None:
         self.session: Session | None = None
+        self.opening: _Opening | None = None
 
 
 class _Wire:
     """Channel and methods; made at the first call, because a grpc.aio channel belongs to the loop that makes it."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
+        self.channel, self.loop = channel, asyncio.get_running_loop()
         self.methods: dict[str, Any] = {
             method.path: channel.unary_unary(
                 method.path, lambda message: message.SerializeToString(), method.answer.FromString
@@ -77,7 +91,7 @@ class AsyncClient(ClientSettings):
     def _connect(self) -> None:
         self._open_wire: _Wire | None = None
         self._slots = {held.licence.licence_id: _Slot() for held in self._core.credentials.held}
-        self._is_closed = False
+        self._closing = asyncio.Event()
 
     @property
     def _wire(self) -> _Wire:
@@ -95,16 +109,22 @@ class AsyncClient(ClientSettings):
 
     async def close(self) -> None:
         """Close the sessions on the server, as far as it answers, and the channel. May be called more than once."""
-        if self._is_closed:
+        if self._closing.is_set():
             return
-        self._is_closed = True
+        self._check_loop()
+        self._closing.set()
         deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
+        openings = [slot.opening.task for slot in self._slots.values() if slot.opening is not None]
+        if openings:
+            await asyncio.wait(openings, timeout=CLOSE_TIMEOUT_S)
         for slot in self._slots.values():
             if slot.session is not None:
                 await self._drive(_plans.close_session(slot.session), deadline_s)
                 slot.session = None
         if self._open_wire is not None:
             await self._open_wire.channel.close()
+        if openings:
+            await asyncio.wait(openings)  # what was under way has ended with the channel
 
     async def infer(
         self, model: str, x: Inputs, *, request_id: str | None = None, timeout_s: float | None = None
@@ -208,9 +228,17 @@ class AsyncClient(ClientSettings):
                 yield outcome
 
     async def _run(self, plan: Plan[T], timeout_s: float | None) -> T:
-        if self._is_closed:
+        if self._closing.is_set():
             raise closed()
+        self._check_loop()
         return await self._drive(plan, self._deadline_s(timeout_s))
+
+    def _check_loop(self) -> None:
+        if self._open_wire is not None and self._open_wire.loop is not asyncio.get_running_loop():
+            raise ApiMisuse(
+                "this client belongs to the event loop of its first call, and another one is running",
+                remedy="Make one client in each event loop; each asyncio.run is another one.",
+            )
 
     async def _drive(self, plan: Plan[T], deadline_s: float) -> T:
         """Run a plan to its end: perform its effects, send the answers or throw the failures."""
@@ -238,7 +266,10 @@ class AsyncClient(ClientSettings):
             case Pause(seconds, because):
                 if time.monotonic() + seconds >= deadline_s:
                     raise because
-                await asyncio.sleep(seconds)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self._closing.wait()
+                        raise closed()
                 return None
 
     async def _call(self, rpc: Rpc, deadline_s: float) -> Reply:
@@ -263,13 +294,43 @@ class AsyncClient(ClientSettings):
         current = slot.session
         if current is not None and stale is None and not current.due(time.monotonic()):
             return current
+        while True:
+            opening = self._opening(slot, held, stale, deadline_s)
+            done, _ = await asyncio.wait([opening.task], timeout=max(deadline_s - time.monotonic(), 0.0))
+            if not done:
+                raise copy(opening.because or too_late())
+            try:
+                session = opening.task.result()
+            except TesseraError as error:
+                raise copy(error) from None  # others raise it too
+            if stale is None or session.token != stale.token:
+                return session
+
+    def _opening(self, slot: _Slot, held: Held, stale: Session | None, deadline_s: float) -> _Opening:
+        """Return the attempt that is under way, or a new one."""
+        if self._closing.is_set():
+            raise closed()  # close() has seen every session that it will close
+        if slot.opening is None:
+            opening = slot.opening = _Opening()
+            until_s = max(deadline_s, self._deadline_s(None))
+            opening.task = asyncio.create_task(
+                self._open(slot, opening, held, stale, until_s), name="tessera-client-session"
+            )
+            opening.task.add_done_callback(_heard)
+        return slot.opening
+
+    async def _open(
+        self, slot: _Slot, opening: _Opening, held: Held, stale: Session | None, deadline_s: float
+    ) -> Session:
         try:
-            async with asyncio.timeout(max(deadline_s - time.monotonic(), 0.0)):
-                await slot.lock.acquire()
-        except TimeoutError:
-            raise too_late() from None
-        try:
-            slot.session = await self._drive(_plans.fresh_session(self._core, held, slot.session, stale), deadline_s)
+            plan = _plans.fresh_session(self._core, held, slot.session, stale, opening.note)
+            slot.session = await self._drive(plan, deadline_s)
             return slot.session
         finally:
-            slot.lock.release()
+            slot.opening = None
+
+
+def _heard(opening: asyncio.Task[Session]) -> None:
+    """Take note of a failure that nobody waits for any more, which asyncio would report as forgotten."""
+    if not opening.cancelled():
+        opening.exception()

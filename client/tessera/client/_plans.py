@@ -39,10 +39,17 @@ class Core:
     """Longest message that is sent or received."""
 
 
-def fresh_session(core: Core, held: Held, current: Session | None, stale: Session | None) -> Plan[Session]:
+def fresh_session(
+    core: Core,
+    held: Held,
+    current: Session | None,
+    stale: Session | None,
+    note: Callable[[ClientError], None] = lambda _: None,
+) -> Plan[Session]:
     """Return a session to work with: the current one, the current one renewed, or a new one.
 
-    A slot's driver runs this under the slot's lock, so that many callers open one session between them.
+    A driver runs one of these at a time for each licence, and many callers wait for it. `note` is told of every failure
+    that is tried again, for those who cannot wait for the end.
     """
     if current is not None and (stale is None or current.token != stale.token):
         if not current.due(core.clocks.monotonic_s()):
@@ -55,10 +62,10 @@ def fresh_session(core: Core, held: Held, current: Session | None, stale: Sessio
                 return current  # it still holds for a while; the call itself will tell how the server fares
             if not session_lost(error):
                 raise error from None
-    return (yield from _repeated(core, lambda: _handshake.open_session(core.credentials, held, core.clocks)))
+    return (yield from _repeated(core, lambda: _handshake.open_session(core.credentials, held, core.clocks), note))
 
 
-def _repeated(core: Core, attempt: Callable[[], Plan[Session]]) -> Plan[Session]:
+def _repeated(core: Core, attempt: Callable[[], Plan[Session]], note: Callable[[ClientError], None]) -> Plan[Session]:
     """Run a handshake as often as the policy allows, always from its beginning: a nonce is good once."""
     failures = 0
     while True:
@@ -67,7 +74,9 @@ def _repeated(core: Core, attempt: Callable[[], Plan[Session]]) -> Plan[Session]
         except RpcFailed as failed:
             error = refusal(failed)
         failures += 1
-        yield pause_or_raise(core, error, failures)
+        pause = pause_or_raise(core, error, failures)
+        note(error)
+        yield pause
 
 
 def pause_or_raise(core: Core, error: ClientError, failures: int) -> Pause:

@@ -3,7 +3,9 @@
 import threading
 import time
 from collections.abc import Generator, Iterable
+from concurrent.futures import Future
 from contextlib import closing
+from copy import copy
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
@@ -37,12 +39,28 @@ from tessera.oip.v1 import inference_pb2 as oip
 T = TypeVar("T")
 
 
+class _Opening:
+    """One attempt to open or renew a session, in a thread of its own: whoever needs the session waits for it, as long
+    as they have time, and shares its success or failure. Nobody's deadline cuts it short, for a session that is opened
+    on the server and forgotten here holds a seat until it lapses."""
+
+    def __init__(self) -> None:
+        self.result: Future[Session] = Future()
+        self.because: ClientError | None = None
+
+    def note(self, error: ClientError) -> None:
+        """Remember why it takes so long."""
+        self.because = error
+
+
 class _Slot:
-    """The session of one licence; `lock` lets one thread at a time open or renew it."""
+    """The session of one licence, and the attempt to get it; `lock` guards the latter."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.session: Session | None = None
+        self.opening: _Opening | None = None
+        self.thread: threading.Thread | None = None
 
 
 class Client(ClientSettings):
@@ -86,6 +104,10 @@ class Client(ClientSettings):
         self._closing.set()
         deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
         for slot in self._slots.values():
+            with slot.lock:
+                thread = slot.thread
+            if thread is not None:
+                thread.join(max(deadline_s - time.monotonic(), 0.0))
             if slot.session is not None:
                 self._drive(_plans.close_session(slot.session), deadline_s)
                 slot.session = None
@@ -246,10 +268,41 @@ class Client(ClientSettings):
         current = slot.session
         if current is not None and stale is None and not current.due(time.monotonic()):
             return current
-        if not slot.lock.acquire(timeout=max(deadline_s - time.monotonic(), 0.0)):
-            raise too_late()
+        while True:
+            opening = self._opening(slot, held, stale, deadline_s)
+            try:
+                session = opening.result.result(max(deadline_s - time.monotonic(), 0.0))
+            except TimeoutError:
+                raise copy(opening.because or too_late()) from None
+            except TesseraError as error:
+                raise copy(error) from None  # others raise it too
+            if stale is None or session.token != stale.token:
+                return session
+
+    def _opening(self, slot: _Slot, held: Held, stale: Session | None, deadline_s: float) -> _Opening:
+        """Return the attempt that is under way, or a new one."""
+        with slot.lock:
+            if self._closing.is_set():
+                raise closed()  # close() has seen every session that it will close
+            if slot.opening is None:
+                opening = slot.opening = _Opening()
+                until_s = max(deadline_s, self._deadline_s(None))
+                work = (slot, opening, held, stale, until_s)
+                slot.thread = threading.Thread(target=self._open, args=work, name="tessera-client-session", daemon=True)
+                slot.thread.start()
+            return slot.opening
+
+    def _open(self, slot: _Slot, opening: _Opening, held: Held, stale: Session | None, deadline_s: float) -> None:
+        failed: BaseException | None = None
+        session = slot.session
         try:
-            slot.session = self._drive(_plans.fresh_session(self._core, held, slot.session, stale), deadline_s)
-            return slot.session
-        finally:
-            slot.lock.release()
+            plan = _plans.fresh_session(self._core, held, session, stale, opening.note)
+            session = self._drive(plan, deadline_s)
+        except BaseException as error:  # noqa: BLE001  it belongs to those who wait
+            failed = error
+        with slot.lock:
+            slot.session, slot.opening = session, None
+        if failed is None and session is not None:
+            opening.result.set_result(session)
+        else:
+            opening.result.set_exception(failed or closed())

@@ -85,8 +85,8 @@ def test_a_split_call_is_repeated_under_the_id_in_its_error(given: str | None) -
         ask(node, x, request_id=given)
     assert caught.value.request_id is not None
     ask(node, x, request_id=caught.value.request_id)
-    sent: list[Any] = [rpc.message.id for rpc in node.seen if rpc.receipt]
-    assert sent == [f"{caught.value.request_id}.{part}" for part in (0, 0, 1, 2)]
+    sent: list[Any] = [rpc.message for rpc in node.seen if rpc.receipt]
+    assert [message.id for message in sent] == [f"{caught.value.request_id}.{part}" for part in (0, 0, 1, 2)]
 
 
 @pytest.mark.parametrize("bad", ["", "has space", "x" * 121, "ümlaut", "new\nline"])
