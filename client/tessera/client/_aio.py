@@ -29,7 +29,15 @@ from tessera.client._effects import (
 from tessera.client._pipeline import OnError, Outcome
 from tessera.client._refusals import RpcFailed
 from tessera.client._session import Session
-from tessera.client._settings import CLOSE_TIMEOUT_S, ClientSettings, StreamOptions, closed, lanes_of, too_late
+from tessera.client._settings import (
+    CLOSE_TIMEOUT_S,
+    ClientSettings,
+    StreamOptions,
+    closed,
+    interrupted,
+    lanes_of,
+    too_late,
+)
 from tessera.client._tensors import check
 from tessera.client._types import Answer, Array, Inputs, ModelContract, SessionInfo, Usage
 from tessera.client.errors import ClientError
@@ -269,7 +277,7 @@ class AsyncClient(ClientSettings):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(seconds):
                         await self._closing.wait()
-                        raise closed()
+                        raise interrupted()
                 return None
 
     async def _call(self, rpc: Rpc, deadline_s: float) -> Reply:
@@ -287,7 +295,7 @@ class AsyncClient(ClientSettings):
                 raise
             raise channel_closed() from None
         except grpc.aio.UsageError:  # how grpc.aio says that the channel was closed
-            raise closed() from None
+            raise channel_closed() from None
 
     async def _session(self, held: Held, stale: Session | None, deadline_s: float) -> Session:
         slot = self._slots[held.licence.licence_id]
@@ -309,7 +317,7 @@ class AsyncClient(ClientSettings):
     def _opening(self, slot: _Slot, held: Held, stale: Session | None, deadline_s: float) -> _Opening:
         """Return the attempt that is under way, or a new one."""
         if self._closing.is_set():
-            raise closed()  # close() has seen every session that it will close
+            raise interrupted()  # close() has seen every session that it will close
         if slot.opening is None:
             opening = slot.opening = _Opening()
             until_s = max(deadline_s, self._deadline_s(None))

@@ -17,7 +17,7 @@ from tessera.client._plans import Core
 from tessera.client._retry import RetryPolicy
 from tessera.client._session import Session
 from tessera.client._types import DEFAULT_MAX_MESSAGE_BYTES, Answer, Inputs, WhoAmI
-from tessera.client.errors import DeadlineExceeded
+from tessera.client.errors import Cancelled, DeadlineExceeded
 from tessera.keystore.errors import ApiMisuse
 
 Receipts = Literal["verify", "off"]
@@ -137,6 +137,11 @@ def lanes_of(options: StreamOptions) -> int:
 def closed() -> ApiMisuse:
     """Return the error of a call on a client that was closed."""
     return ApiMisuse("the client is closed", remedy="Make another one; it is meant to be kept for many calls.")
+
+
+def interrupted() -> Cancelled:
+    """Return the error of a call that was under way when the client was closed."""
+    return Cancelled("the client was closed while the call was under way")
 
 
 def too_late() -> DeadlineExceeded:

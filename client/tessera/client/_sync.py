@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack, overload
 import grpc
 
 from tessera.client import _plans
-from tessera.client._channel import failure, metadata
+from tessera.client._channel import channel_closed, failure, metadata
 from tessera.client._credentials import Held
 from tessera.client._effects import (
     MODEL_STREAM_INFER,
@@ -28,7 +28,15 @@ from tessera.client._effects import (
 from tessera.client._pipeline import OnError, Outcome
 from tessera.client._refusals import RpcFailed
 from tessera.client._session import Session
-from tessera.client._settings import CLOSE_TIMEOUT_S, ClientSettings, StreamOptions, closed, lanes_of, too_late
+from tessera.client._settings import (
+    CLOSE_TIMEOUT_S,
+    ClientSettings,
+    StreamOptions,
+    closed,
+    interrupted,
+    lanes_of,
+    too_late,
+)
 from tessera.client._sync_stream import SyncStream
 from tessera.client._tensors import check
 from tessera.client._types import Answer, Array, Inputs, ModelContract, SessionInfo, Usage
@@ -247,7 +255,7 @@ class Client(ClientSettings):
                 if time.monotonic() + seconds >= deadline_s:
                     raise because
                 if self._closing.wait(seconds):
-                    raise closed()
+                    raise interrupted()
                 return None
 
     def _call(self, rpc: Rpc, deadline_s: float) -> Reply:
@@ -260,7 +268,7 @@ class Client(ClientSettings):
         except grpc.RpcError as error:
             raise failure(error) from None
         except ValueError:  # how gRPC says that the channel was closed
-            raise closed() from None
+            raise channel_closed() from None
         return Reply(message, metadata(call.trailing_metadata()))
 
     def _session(self, held: Held, stale: Session | None, deadline_s: float) -> Session:
@@ -283,7 +291,7 @@ class Client(ClientSettings):
         """Return the attempt that is under way, or a new one."""
         with slot.lock:
             if self._closing.is_set():
-                raise closed()  # close() has seen every session that it will close
+                raise interrupted()  # close() has seen every session that it will close
             if slot.opening is None:
                 opening = slot.opening = _Opening()
                 until_s = max(deadline_s, self._deadline_s(None))
@@ -305,4 +313,4 @@ class Client(ClientSettings):
         if failed is None and session is not None:
             opening.result.set_result(session)
         else:
-            opening.result.set_exception(failed or closed())
+            opening.result.set_exception(failed or interrupted())

@@ -11,9 +11,10 @@ from typing import Any
 
 import grpc
 
-from tessera.client._channel import failure
+from tessera.client._channel import channel_closed, failure
 from tessera.client._effects import call_metadata
 from tessera.client._pipeline import Outcome, Pipeline, Reconnect
+from tessera.client._refusals import refusal
 from tessera.client._session import Session
 from tessera.client._types import Inputs
 from tessera.oip.v1 import inference_pb2 as oip
@@ -143,7 +144,10 @@ class SyncStream:
                 return None
             self._epochs[lane] += 1
             metadata = call_metadata(session.token, receipt=self._receipt)
-            call = self._method(self._requests(lane, self._epochs[lane]), metadata=metadata)
+            try:
+                call = self._method(self._requests(lane, self._epochs[lane]), metadata=metadata)
+            except ValueError:  # how gRPC says that the channel was closed
+                raise refusal(channel_closed()) from None
             self._calls[lane] = call
         failed = None
         again: Reconnect | None = None
