@@ -139,7 +139,13 @@ def refusal(failed: RpcFailed, *, request_id: str | None = None) -> e.ClientErro
 
 
 def retryable(error: e.ClientError) -> bool:
-    """Whether the same request with the same id may soon be sent again: nobody answered, and nothing was charged."""
+    """Whether the same request with the same id may soon be sent again: nobody answered, and nothing was charged.
+
+    So may a handshake whose challenge the server does not know: it was restarted in between, or the way took too long,
+    and a repetition begins with another challenge.
+    """
+    if isinstance(error, e.ProofRefused):
+        return error.reason == "challenge-unknown"
     return isinstance(error, e.ServerUnavailable | e.Unreachable) and error.reason not in _NEEDS_OPERATOR
 
 

@@ -10,6 +10,7 @@ from support.buyer import SimNode, Time, contract, core, drive, held, refused
 from tessera.client import (
     GrantInvalid,
     NotYourLicence,
+    ProofRefused,
     ProtocolError,
     ServerUnverified,
     SessionExpired,
@@ -55,6 +56,28 @@ def test_the_steps_of_opening() -> None:
         plan.send(node.answer(step))
     session = done.value.value
     assert (session.session_id, session.contract.version, session.samples_left) == ("session-1", 3, 100)
+
+
+def test_a_server_that_restarts_between_its_question_and_the_answer_is_asked_anew() -> None:
+    """It does not know the challenge any more; a repetition begins with another one. A bad proof stays one."""
+    using, node = core(), SimNode()
+    node.fails("OpenSession", refused("UNAUTHENTICATED", "challenge-unknown"))
+    assert opened(using, node).session_id == "session-1"
+    assert node.methods() == ["CreateChallenge", "OpenSession"] * 2
+    node.fails("OpenSession", refused("UNAUTHENTICATED", "bad-proof"))
+    with pytest.raises(ProofRefused):
+        opened(using, node)
+
+
+def test_a_renewal_with_a_lost_challenge_leaves_the_session_as_it_is() -> None:
+    """It still holds; if it does not, the server will say so at the next request."""
+    time = Time()
+    using, node = core(time=time), SimNode(time=time)
+    session = opened(using, node)
+    time.advance(80)
+    node.fails("RenewSession", refused("UNAUTHENTICATED", "challenge-unknown"))
+    kept = drive(fresh_session(using, using.credentials.held[0], session, None), node, using)
+    assert kept is session
 
 
 def test_a_missing_grant_is_fetched_with_a_proof_of_its_own() -> None:

@@ -12,7 +12,7 @@ from tessera.keystore import errors as base
 from tessera.keystore.errors import REASONS
 
 CLASSES = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ClientError)}
-RETRYABLE = {"unavailable", "draining", "ledger-unavailable", "unreachable", "queue-full"}
+RETRYABLE = {"unavailable", "draining", "ledger-unavailable", "unreachable", "queue-full", "challenge-unknown"}
 
 
 def failed(slug: str = "", status: str = "PERMISSION_DENIED", text: str = "no", /, **more: str) -> RpcFailed:
@@ -133,7 +133,7 @@ def test_messages_beyond_a_limit_are_named() -> None:
 
 
 def test_only_what_charged_nothing_is_repeated() -> None:
-    """The reasons after which the same request is sent again are exactly these."""
+    """The reasons after which the same request, or a handshake, is sent again are exactly these."""
     again = {reason for reason in REASONS if retryable(refusal(failed(reason, "UNAVAILABLE")))}
     assert again == RETRYABLE
 
