@@ -44,7 +44,8 @@ class _Item:
     position: int
     """Of its first frame; items are sent in this order."""
     sent: Prepared = field(compare=False)
-    batches: list[_tensors.Batch] = field(compare=False)
+    shapes: list[tuple[int, bool]] = field(compare=False)
+    """Samples of each frame, and whether it had no batch axis; the frames themselves are in `sent`, and let go."""
     positions: list[int] = field(compare=False)
     lane: int | None = field(compare=False, default=None)
     attempts: int = field(compare=False, default=0)
@@ -177,10 +178,10 @@ class Pipeline:
             self._settle(item.positions, error)
             return None
         start, seconds = 0, now_s - item.first_sent_s
-        for position, batch in zip(item.positions, item.batches, strict=True):
-            stop = start + batch.samples
+        for position, (samples, single) in zip(item.positions, item.shapes, strict=True):
+            stop = start + samples
             part = {name: array[start:stop] for name, array in accepted.outputs.items()}
-            outputs = _tensors.join([part], single=batch.single)
+            outputs = _tensors.join([part], single=single)
             self._done[position] = answer_of(outputs, answer.id, [accepted], seconds, item.attempts)
             start = stop
         return None
@@ -263,7 +264,8 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001  as in `offer`
             self.fail(error)
             return
-        heapq.heappush(self._queue, _Item(positions[0], sent, batches, positions))
+        shapes = [(batch.samples, batch.single) for batch in batches]
+        heapq.heappush(self._queue, _Item(positions[0], sent, shapes, positions))
 
     def _refused(self, item: _Item, response: oip.ModelStreamInferResponse, now_s: float) -> Reconnect | None:
         parameters = response.infer_response.parameters

@@ -1,5 +1,6 @@
 """The stream machine: whatever happens to lanes and items, answers come in order, once, or the failure is named."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,18 @@ def test_the_window_holds_frames_back() -> None:
     assert not bench.pipeline.room
     popped(bench)
     assert bench.pipeline.room
+
+
+@pytest.mark.parametrize("pack", [1, 2])
+def test_a_frame_is_let_go_once_its_request_is_made(pack: int) -> None:
+    """A window of large frames is in memory once, as the requests that may have to be sent again."""
+    bench = Bench(pack=pack)
+    own = [frame.copy() for frame in frames(2)]
+    kept = [weakref.ref(frame) for frame in own]
+    while own:
+        bench.pipeline.offer(own.pop())
+    bench.take()
+    assert [ref() for ref in kept] == [None, None]
 
 
 def test_packed_frames_share_a_request_and_are_split_again() -> None:
