@@ -293,11 +293,11 @@ class Client(ClientSettings):
             if self._closing.is_set():
                 raise interrupted()  # close() has seen every session that it will close
             if slot.opening is None:
-                opening = slot.opening = _Opening()
-                until_s = max(deadline_s, self._deadline_s(None))
-                work = (slot, opening, held, stale, until_s)
-                slot.thread = threading.Thread(target=self._open, args=work, name="tessera-client-session", daemon=True)
-                slot.thread.start()
+                opening = _Opening()
+                work = (slot, opening, held, stale, max(deadline_s, self._deadline_s(None)))
+                thread = threading.Thread(target=self._open, args=work, name="tessera-client-session", daemon=True)
+                thread.start()
+                slot.thread, slot.opening = thread, opening
             return slot.opening
 
     def _open(self, slot: _Slot, opening: _Opening, held: Held, stale: Session | None, deadline_s: float) -> None:
