@@ -111,7 +111,8 @@ BY_REASON: Final[dict[str, type[e.ClientError]]] = {
 }
 """Every reason of `REASONS`; a test holds the two tables equal."""
 
-_NEEDS_OPERATOR = frozenset({"store-sealed", "not-initialised", "clock-rolled-back", "sessions-full"})
+_NEEDS_OPERATOR = frozenset({"not-initialised", "clock-rolled-back", "sessions-full"})
+"""Not among them: a sealed store, for every server that restarts is sealed until it has opened its store."""
 _TAGGED = re.compile(r"([a-z][a-z0-9]*(?:-[a-z0-9]+)*): (.+)", re.DOTALL)
 _UNVERIFIED = re.compile(
     r"CERTIFICATE_VERIFY_FAILED|Hostname Verification Check|handshake failed|SSL_ERROR", re.IGNORECASE

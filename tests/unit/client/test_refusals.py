@@ -12,7 +12,9 @@ from tessera.keystore import errors as base
 from tessera.keystore.errors import REASONS
 
 CLASSES = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ClientError)}
-RETRYABLE = {"unavailable", "draining", "ledger-unavailable", "unreachable", "queue-full", "challenge-unknown"}
+RETRYABLE = {
+    "unavailable", "draining", "store-sealed", "ledger-unavailable", "unreachable", "queue-full", "challenge-unknown",
+}  # fmt: skip
 
 
 def failed(slug: str = "", status: str = "PERMISSION_DENIED", text: str = "no", /, **more: str) -> RpcFailed:
