@@ -20,8 +20,13 @@ MIB = 1024 * 1024
 ENV_PREFIX = "TESSERA_"
 MASTER_SCHEMES = ("file", "env", "fd")
 
+MAX_TRANSPORT = 2**30
+"""gRPC keeps its own limits in 32 bits, signed, and two of ours are added for one of them."""
+LINK_SCHEMES = ("tcp://", "udp://", "sctp://")
+
 Count = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
+TransportCount = Annotated[int, Field(gt=0, le=MAX_TRANSPORT)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Limits(BaseModel):
@@ -29,13 +34,13 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_message_bytes: Count = 4 * MIB
+    max_message_bytes: TransportCount = 4 * MIB
     """Largest message a peer may send; a larger one is INVALID_ARGUMENT `message-too-large` (rule W-7)."""
-    message_headroom_bytes: Count = 4 * MIB
+    message_headroom_bytes: TransportCount = 4 * MIB
     """How far past `max_message_bytes` the transport still reads, so that we can answer with a reason."""
-    max_answer_bytes: Count = 64 * MIB
+    max_answer_bytes: TransportCount = 64 * MIB
     """Largest message the server sends."""
-    max_metadata_bytes: Count = 32 * 1024
+    max_metadata_bytes: TransportCount = 32 * 1024
     """Largest set of request headers."""
     max_licence_bytes: Count = 64 * 1024
     """Longest licence, grant or revocation token."""
@@ -51,7 +56,7 @@ class Limits(BaseModel):
     """Samples waiting for one model variant before `queue-full`."""
     max_batch_samples: Count = 64
     """Most samples the batcher puts into one batch; a package's own maximum also holds."""
-    max_streams: Count = 1024
+    max_streams: TransportCount = 1024
     """Concurrent calls on one connection."""
     max_stream_window: Count = 64
     """Frames of one stream in flight at a time; the next is read when one is answered."""
