@@ -8,10 +8,8 @@ nowhere, not even into the log, which gets its type and where it was raised.
 
 import inspect
 import time
-import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -36,6 +34,7 @@ from tessera.keystore.errors import (
     Unavailable,
     WrongKey,
 )
+from tessera.server.logs import frames
 
 STATUS: Final[dict[type[TesseraError], grpc.StatusCode]] = {
     Malformed: grpc.StatusCode.INVALID_ARGUMENT,
@@ -292,12 +291,7 @@ def _report(error: Exception, shown: TesseraError, rpc: str, code: str, request_
     if shown is not _INTERNAL:
         _log.info("refused", rpc=rpc, code=code, reason=shown.reason, request_id=request_id)
         return
-    # Neither the message nor any argument of the exception: both may hold what a peer or a key file held.
-    frames = [
-        f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
-        for frame in traceback.extract_tb(error.__traceback__)
-    ]
-    _log.error("internal error", rpc=rpc, request_id=request_id, error=type(error).__name__, where=frames[-12:])
+    _log.error("internal error", rpc=rpc, request_id=request_id, error=type(error).__name__, where=frames(error))
 
 
 def _ascii(text: str) -> str:

@@ -1,8 +1,8 @@
 """Settings of the appliance: TOML file < `TESSERA_*` environment < flags; every limit is a named number here.
 
 Nested names are joined by two underscores in the environment (`TESSERA_LIMITS__MAX_SESSIONS=64`). Unknown keys in the
-file or the flags are refused. No setting holds a secret: `master` says where the passphrase is, and its value is never
-echoed.
+file or the flags are refused; what Kubernetes puts into the environment for a Service of our name is passed over. No
+setting holds a secret: `master` says where the passphrase is, and its value is never echoed.
 """
 
 import os
@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from tessera.keystore.errors import Malformed, NotFound
 
@@ -20,9 +26,10 @@ MIB = 1024 * 1024
 ENV_PREFIX = "TESSERA_"
 MASTER_SCHEMES = ("file", "env", "fd")
 
-MAX_TRANSPORT = 2**30
-"""gRPC keeps its own limits in 32 bits, signed, and two of ours are added for one of them."""
+MAX_TRANSPORT = 2**30 - 1
+"""gRPC keeps limits in 32 bits, signed, and one of its own is the sum of two of ours."""
 LINK_SCHEMES = ("tcp://", "udp://", "sctp://")
+"""What Kubernetes puts before the address in `TESSERA_PORT` of every pod beside a Service named `tessera`."""
 
 Count = Annotated[int, Field(gt=0)]
 TransportCount = Annotated[int, Field(gt=0, le=MAX_TRANSPORT)]
@@ -110,7 +117,7 @@ class Settings(BaseSettings):
     """Where the store's passphrase is: `file:PATH`, `env:NAME` or `fd:NUMBER`. Without it the node starts sealed."""
     reflection: bool = False
     """Whether gRPC server reflection is served."""
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
     """Torch device of the models: `auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Torch threads of one operation; 0 leaves torch's default."""
@@ -146,6 +153,10 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources: flags, then environment, then the TOML file that `load_settings` names."""
         del dotenv_settings, file_secret_settings
+        if isinstance(env_settings, EnvSettingsSource):
+            env_settings.env_vars = {
+                name: value for name, value in env_settings.env_vars.items() if not _is_link(value or "")
+            }
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
@@ -178,11 +189,17 @@ def load_settings(file: Path | None = None, **flags: Any) -> Settings:
 def unknown_environment(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the names of `TESSERA_*` variables that name no setting; the server warns of them at its start.
 
-    They are not refused, because other programs of ours read variables with the same prefix.
+    They are not refused, because other programs of ours read variables with the same prefix. A link to a Kubernetes
+    Service names no setting either, though `TESSERA_PORT` may be its name.
     """
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     known |= {f"{ENV_PREFIX}LIMITS__{name.upper()}" for name in Limits.model_fields}
-    return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)
+    ours = {name: value for name, value in environment.items() if name.startswith(ENV_PREFIX)}
+    return sorted(name for name, value in ours.items() if name.upper() not in known or _is_link(value))
+
+
+def _is_link(value: str) -> bool:
+    return value.startswith(LINK_SCHEMES)
 
 
 def _sentence(error: ValidationError) -> str:

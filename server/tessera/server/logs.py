@@ -4,9 +4,23 @@ text."""
 import contextlib
 import logging
 import sys
-from typing import Literal, TextIO
+import traceback
+from pathlib import Path
+from typing import Final, Literal, TextIO
 
 import structlog
+
+
+MAX_FRAMES: Final = 12
+
+
+def frames(error: BaseException) -> list[str]:
+    """Return where `error` was raised, innermost last, for a log.
+
+    Neither its message nor any argument of it: both may hold what a peer or a key file held.
+    """
+    found = traceback.extract_tb(error.__traceback__)
+    return [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in found][-MAX_FRAMES:]
 
 
 class _Sink(structlog.PrintLogger):

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from tessera.keystore.errors import Denied, TesseraError
+from tessera.keystore.errors import Denied, TesseraError, Unavailable
 from tessera.keystore.grant import Grant, PackageSecrets
 from tessera.keystore.licence import Licence
 from tessera.keystore.package import open_package
@@ -22,6 +22,7 @@ from tessera.server.admission import Gate
 from tessera.server.clock import Clock
 from tessera.server.config import Settings
 from tessera.server.engine import Executor, ModelDirectory, ModelEntry, load_variant
+from tessera.server.logs import frames
 from tessera.server.metering import Meter
 from tessera.server.metrics import Metrics
 from tessera.server.vault import Vault
@@ -59,13 +60,14 @@ class Node:
         *,
         announce: Callable[[bool], Awaitable[None]] = _say_nothing,
     ) -> None:
+        device = torch_device(settings.device)  # may refuse; nothing has been started yet
         self.store = store
         self.settings = settings
         self.clock = clock
         self.metrics = metrics
         self.vault = Vault(store)
         self.meter = Meter(store.append_usage, self.vault.receipt, metrics=metrics)
-        self.executor = Executor(torch_device(settings.device), threads=settings.threads or None)
+        self.executor = Executor(device, threads=settings.threads or None)
         self.models = ModelDirectory(
             packages=store.packages,
             issuers=store.issuers,
@@ -202,12 +204,24 @@ class Node:
             await self.models.ensure_loaded(offer.package_id)
         except TesseraError as error:
             _log.error("model not loaded", model=offer.model, version=offer.version, reason=error.reason)
+        except Exception as error:  # noqa: BLE001 -- no memory for one model, say; the others are served all the same
+            told = {"reason": "internal", "error": type(error).__name__, "where": frames(error)}
+            _log.error("model not loaded", model=offer.model, version=offer.version, **told)
         else:
             _log.info("model loaded", model=offer.model, version=offer.version)
 
 
 def torch_device(setting: str) -> str:
-    """Return the torch device that the setting `device` means; `auto` is CUDA where there is one."""
+    """Return the torch device that the setting `device` means; `auto` is CUDA where there is one.
+
+    Raises `Unavailable` for a CUDA device that is not here: no model would load, and the node would look well.
+    """
     if setting == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = setting.partition(":")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise Unavailable(
+            f"the device {setting} is not on this machine",
+            remedy="set device to auto or cpu, or see why torch finds no such GPU: driver, permissions, CPU-only torch",
+        )
     return setting

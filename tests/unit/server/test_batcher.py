@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from structlog.testing import capture_logs
 
 from support import keys
 from support.clock import ManualClock
@@ -223,6 +225,21 @@ async def test_a_caller_who_goes_away_before_the_start_is_not_charged(bench: Ben
     assert bench.settled == {"a": True, "gone": False, "b": True}
 
 
+async def test_a_caller_who_goes_away_takes_the_tensors_along(bench: Bench) -> None:
+    """While the device is busy, requests that come and go leave nothing: the cap on waiting samples is one on memory."""
+    bench.program.go.clear()
+    running = bench.batcher.enqueue(bench.job("a"))
+    await bench.busy()
+    job = bench.job("b")
+    tensor = weakref.ref(job.inputs["x"])
+    bench.batcher.enqueue(job)
+    assert bench.batcher.withdraw(job)
+    del job
+    assert tensor() is None
+    bench.program.go.set()
+    await running
+
+
 async def test_a_caller_who_goes_away_after_the_start_is_charged_once_and_can_ask_again(bench: Bench) -> None:
     """What was computed is recorded; the same request later is answered under that record."""
     bench.program.go.clear()
@@ -303,10 +320,14 @@ async def test_a_ledger_that_fails_charges_nobody_and_a_retry_counts_once(bench:
 async def test_a_program_that_fails_is_our_fault_and_the_next_batch_runs(bench: Bench) -> None:
     """Torch's words stay inside: internal, nothing charged or recorded, the device lives."""
     bench.program.fault = RuntimeError("secret detail")
-    with pytest.raises(TesseraError) as caught:
+    with capture_logs() as logs, pytest.raises(TesseraError) as caught:
         await bench.batcher.submit(bench.job("a"))
     assert caught.value.reason == "internal"
     assert "secret" not in str(caught.value)
+    (told,) = logs  # the operator's only trace of it: what it was and where, not what it said
+    assert (told["event"], told["error"], told["request_ids"]) == ("batch failed", "RuntimeError", ["a"])
+    assert told["where"][-1].endswith(" run")
+    assert "secret" not in str(told)
     assert bench.settled == {"a": False}
     bench.program.fault = None
     assert (await bench.batcher.submit(bench.job("b"))).record.sequence == 1

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.keystore.errors import Denied, Malformed, NotFound, TesseraError
+from tessera.keystore.errors import Denied, Malformed, NotFound, TesseraError, Unavailable
 from tessera.server.config import ENV_PREFIX, Limits, Settings, load_settings, unknown_environment
 from tessera.server.master import read_master
+from tessera.server.node import torch_device
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +58,14 @@ def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytes
         ("[limits]\nmax_session = 1", "limits.max_session"),
         ("[limits]\nmax_sessions = 0", "limits.max_sessions"),
         ('log_level = "loud"', "log_level"),
+        ('device = "gpu"', "device"),
+        ('device = "cuda:x"', "device"),
+        ("[limits]\nmax_message_bytes = 2147483647", "limits.max_message_bytes"),
+        ("[limits]\nmax_answer_bytes = 4294967296", "limits.max_answer_bytes"),
+        ("[limits]\nmax_metadata_bytes = 4294967296", "limits.max_metadata_bytes"),
+        ("[limits]\nmax_streams = 4294967296", "limits.max_streams"),
+        ("[limits]\nchallenge_ttl_s = inf", "limits.challenge_ttl_s"),
+        ("[limits]\nclock_tolerance_s = nan", "limits.clock_tolerance_s"),
     ],
 )
 def test_wrong_keys_are_named(tmp_path: Path, text: str, names: str) -> None:
@@ -107,6 +117,19 @@ def test_unknown_variables_are_told(tmp_path: Path) -> None:
     """A misspelt variable is found; known ones, nested ones and other people's are not."""
     names = {"TESSERA_PROT": "1", "TESSERA_PORT": "1", "TESSERA_LIMITS__MAX_SESSIONS": "1", "HOME": "/"}
     assert unknown_environment(names) == ["TESSERA_PROT"]
+
+
+def test_links_of_kubernetes_are_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a Service named `tessera` every pod has TESSERA_PORT=tcp://…; the server starts, and says what it saw."""
+    monkeypatch.setenv("TESSERA_PORT", "tcp://10.96.0.7:8001")
+    monkeypatch.setenv("TESSERA_METRICS_PORT", "tcp://10.96.0.8:8002")
+    monkeypatch.setenv("TESSERA_HOST", "0.0.0.0")
+    found = load_settings(write(tmp_path, 'directory = "/a"\nport = 7'))
+    assert (found.port, found.metrics_port, found.host) == (7, 8002, "0.0.0.0")
+    assert unknown_environment() == ["TESSERA_METRICS_PORT", "TESSERA_PORT"]
+    monkeypatch.setenv("TESSERA_PORT", "8001x")
+    with pytest.raises(Malformed):
+        load_settings(directory=tmp_path)
 
 
 def test_every_limit_is_positive_and_frozen() -> None:
@@ -175,3 +198,13 @@ def test_an_empty_or_endless_passphrase_is_refused(tmp_path: Path) -> None:
         file.chmod(0o600)
         with pytest.raises(Malformed):
             read_master(f"file:{file}")
+
+
+def test_a_gpu_that_is_not_here_is_refused_at_the_start() -> None:
+    """Asked for by name it must be there: else no model would load while health says SERVING."""
+    assert torch_device("cpu") == "cpu"
+    assert torch_device("auto") in ("cpu", "cuda")
+    with pytest.raises(Unavailable) as caught:
+        torch_device(f"cuda:{torch.cuda.device_count()}")
+    assert "cuda" in caught.value.public
+    assert "auto" in caught.value.remedy

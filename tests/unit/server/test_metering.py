@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from support.keys import NODE
 from support.ledger import MemoryLedger
@@ -119,9 +120,12 @@ async def test_a_retry_is_recognised_and_a_conflict_is_told(site: Site) -> None:
 async def test_a_ledger_that_fails_refuses_and_recovers(site: Site, fault: Exception, reason: str) -> None:
     """Whatever the ledger raises becomes Unavailable, nothing is recorded, and the next commit works."""
     site.ledger.fault = fault
-    with pytest.raises(Unavailable) as caught:
+    with capture_logs() as logs, pytest.raises(Unavailable) as caught:
         await site.meter.commit([draft("a")])
     assert caught.value.reason == reason
+    (told,) = logs  # a full disk and a busy one have one reason; the operator is told which it is
+    assert (told["event"], told["log_level"], told["reason"]) == ("usage not recorded", "error", reason)
+    assert told.get("cause", told.get("error")) in (getattr(fault, "public", None), type(fault).__name__)
     assert site.ledger.records == []
     site.ledger.fault = None
     (entry,) = await site.meter.commit([draft("a")])

@@ -19,9 +19,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 import numpy.typing as npt
+import structlog
 
 from tessera.keystore.errors import Conflict, Exhausted, TesseraError, Unavailable
 from tessera.keystore.usage import UsageDraft, UsageRecord
@@ -31,11 +32,16 @@ from tessera.server.config import Limits
 from tessera.server.engine.executor import Executor
 from tessera.server.engine.program import Program
 from tessera.server.engine.statistics import Statistics
+from tessera.server.logs import frames
 from tessera.server.metering import Appended, Meter
 from tessera.server.metering.meter import Outcome
 from tessera.server.metrics import Metrics
 
 Array = npt.NDArray[Any]
+SHOWN_IDS: Final = 8
+"""So many request ids of a batch that failed stand in the log."""
+
+_log = structlog.get_logger("tessera.batcher")
 
 
 class _State(Enum):
@@ -175,6 +181,8 @@ class Batcher:
             if job._state is not _State.WAITING:
                 return False
             job._state = _State.WITHDRAWN
+            # Out of the queue at once: its tensors no longer count as waiting, so they must not stay in memory either.
+            self._waiting.remove(job)
             self._waiting_samples -= job.samples
         self._settle(job, charge=False)
         job.future.cancel()
@@ -230,18 +238,16 @@ class Batcher:
         with self._lock:
             while self._waiting:
                 job = self._waiting[0]
-                if job._state is _State.WAITING:
-                    if job.deadline_s is not None and now_s >= job.deadline_s:
-                        job._state = _State.EXPIRED
-                        batch.expired.append(job)
-                        self._waiting_samples -= job.samples
-                    elif batch.jobs and samples + job.samples > self._batch_samples:
-                        break
-                    else:
-                        job._state = _State.TAKEN
-                        batch.jobs.append(job)
-                        samples += job.samples
-                        self._waiting_samples -= job.samples
+                if job.deadline_s is not None and now_s >= job.deadline_s:
+                    job._state = _State.EXPIRED
+                    batch.expired.append(job)
+                elif batch.jobs and samples + job.samples > self._batch_samples:
+                    break
+                else:
+                    job._state = _State.TAKEN
+                    batch.jobs.append(job)
+                    samples += job.samples
+                self._waiting_samples -= job.samples
                 self._waiting.popleft()
         return batch
 
@@ -253,9 +259,22 @@ class Batcher:
             batch.computed_ns = time.perf_counter_ns()
             drafts = self._drafts(batch)
         except Exception as error:  # noqa: BLE001 -- the thread serves others; callers get "internal", never this text
+            self._report(batch, error)
             self._post(self._fail_batch, batch, _compute_failed(error))
             return
         self._meter.submit(drafts, lambda outcome: self._post(self._resolve, batch, outcome))
+
+    def _report(self, batch: _Batch, error: Exception) -> None:
+        """Leave the operator the only trace of what went wrong: the callers are told nothing of it."""
+        _log.error(
+            "batch failed",
+            model=self.program.manifest.model,
+            tier=self.tier,
+            samples=sum(job.samples for job in batch.jobs),
+            request_ids=[job.request_id for job in batch.jobs][:SHOWN_IDS],
+            error=type(error).__name__,
+            where=frames(error),
+        )
 
     def _drafts(self, batch: _Batch) -> list[UsageDraft]:
         """One draft a job; the batch's device time is shared by samples, rounded down (rule W-56)."""

@@ -11,9 +11,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import structlog
+
 from tessera.keystore.errors import TesseraError, Unavailable
 from tessera.keystore.usage import UsageDraft, UsageRecord
+from tessera.server.logs import frames
 from tessera.server.metrics import Metrics
+
+_log = structlog.get_logger("tessera.meter")
 
 MAX_RECORDS_PER_COMMIT = 4096
 """So that one transaction stays short however much has gathered."""
@@ -144,9 +149,12 @@ class Meter:
     def _append_all(self, drafts: Sequence[UsageDraft]) -> Outcome:
         try:
             appended = self._append(drafts)
-        except TesseraError as error:
+        except TesseraError as error:  # says which of full, busy, moved or unreadable it is, and holds no secret
+            _log.error("usage not recorded", reason=error.reason, cause=error.public, records=len(drafts))
             return error
-        except Exception:  # noqa: BLE001 -- whatever the ledger throws, the thread lives and nothing is charged
+        except Exception as error:  # noqa: BLE001 -- whatever the ledger throws, the thread lives and nothing is charged
+            told = {"error": type(error).__name__, "where": frames(error)}
+            _log.error("usage not recorded", reason="ledger-unavailable", records=len(drafts), **told)
             return Unavailable("usage cannot be recorded now", reason="ledger-unavailable")
         if len(appended) != len(drafts):
             return Unavailable("usage cannot be recorded now", reason="ledger-unavailable")

@@ -24,6 +24,7 @@ from tessera.server.clock import Clock
 from tessera.server.config import Limits
 from tessera.server.engine.batcher import Answer, Batcher, Job
 from tessera.server.engine.models import ModelDirectory
+from tessera.server.logs import frames
 from tessera.server.metrics import Metrics
 from tessera.server.services import convert, describe, sizes
 from tessera.server.services.convert import Signature
@@ -198,7 +199,9 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         reason = convert.reason_of(error)
         self._metrics.refusal(reason)
         if reason == "internal":
-            _log.error("internal error in a stream", error=type(error).__name__, request_id=request_id)
+            _log.error(
+                "internal error in a stream", error=type(error).__name__, request_id=request_id, where=frames(error)
+            )
         return convert.stream_error(error, request_id)
 
     async def _begin(
