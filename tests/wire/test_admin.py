@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from support import keys
 from support.appliance import (
@@ -17,6 +19,7 @@ from support.appliance import (
     Kind,
     Site,
     header,
+    make_site,
     running,
     sealed_bytes,
     terms_of,
@@ -26,14 +29,20 @@ from tessera.keystore import licence as licences
 from tessera.keystore.copyright import CopyrightRecord
 from tessera.keystore.grant import PackageSecrets, save_package_secrets
 from tessera.keystore.licence import Terms
+from tessera.keystore.package import UnlockedPackage
 from tessera.keystore.proof import input_key_id
 from tessera.keystore.secrets import ContentKey
+from tessera.keystore.store import Store
 from tessera.keystore.usage import UsageDraft, UsageRecord, verify_chain, verify_checkpoint
+from tessera.server.app import Appliance
 from tessera.server.config import Limits
+from tessera.server.engine import LoadedProgram, load_variant
 from tessera.v1 import admin_pb2 as pb
 from tessera.v1 import admin_pb2_grpc
 
 pytestmark = pytest.mark.slow
+
+OTHER = Kind(model="other")
 
 
 async def refusal(call: object) -> grpc.aio.AioRpcError:
@@ -181,6 +190,36 @@ async def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
         await admin.Seal(pb.SealRequest())
         error = await refusal(admin.LoadModel(pb.LoadModelRequest(name="digits")))
         assert header(error, "tessera-reason") == "store-sealed"
+
+
+async def test_one_model_that_will_not_load_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong, no memory for it for one: it is listed as failed, the node starts and serves the rest."""
+
+    def greedy(package: UnlockedPackage, device: Any, **how: Any) -> LoadedProgram:
+        if package.manifest.model == OTHER.model:
+            raise MemoryError("CANARY")
+        return load_variant(package, device, **how)
+
+    monkeypatch.setattr("tessera.server.node.load_variant", greedy)
+    site = make_site(tmp_path, (OTHER, PLAIN))
+    with Store.open(site.directory) as store:
+        store.unseal(PASSPHRASE)
+        for kind in site.kinds:
+            store.put_package_secrets(PackageSecrets(sealed_bytes(kind)[1].package_id, keys.CONTENT_KEY, None))
+    with capture_logs() as logs:
+        async with Appliance(site.settings(), passphrase=PASSPHRASE, clock=site.clock) as site.running:
+            listed = (await site.admin().ListModels(pb.ListModelsRequest())).models
+            error = await refusal(site.admin().LoadModel(pb.LoadModelRequest(name=OTHER.model)))
+            await site.open()
+            await site.close()
+    assert {m.name: (m.state, m.reason) for m in listed} == {
+        OTHER.model: ("failed", "internal"),
+        PLAIN.model: ("ready", ""),
+    }
+    assert error.code() is grpc.StatusCode.INTERNAL
+    (told,) = [line for line in logs if line["event"] == "model not loaded"]
+    assert (told["model"], told["error"], told["where"][-1].split()[-1]) == (OTHER.model, "MemoryError", "greedy")
+    assert "CANARY" not in str(logs)
 
 
 async def test_an_installed_licence_needs_no_grant_from_its_buyer(tmp_path: Path) -> None:

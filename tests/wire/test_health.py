@@ -1,8 +1,10 @@
 """`grpc.health.v1` over the life of an appliance; draining."""
 
 import asyncio
+import os
 import signal
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,18 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
 
-from support.appliance import PASSPHRASE, PLAIN, Site, header, make_site, running
+from support import keys
+from support.appliance import PASSPHRASE, PLAIN, Kind, Site, header, make_site, running, sealed_bytes
 from tessera.keystore.errors import Conflict, NotFound, Unavailable, WrongKey
+from tessera.keystore.grant import PackageSecrets
+from tessera.keystore.package import UnlockedPackage
 from tessera.keystore.secrets import Passphrase
-from tessera.server.app import Appliance
+from tessera.keystore.store import Store
+from tessera.server.app import Appliance, serve
 from tessera.server.config import Settings
+from tessera.server.engine import LoadedProgram, load_variant
 from tessera.server.services.health import SERVICES
 from tessera.v1 import admin_pb2
 from tessera.v1 import licensing_pb2 as pb
@@ -123,6 +131,43 @@ async def test_ports_that_are_taken_are_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("host", ["::1", "127.0.0.1"])
+async def test_metrics_are_served_on_either_family(tmp_path: Path, host: str) -> None:
+    """An IPv6 address is bound as one, as for the gRPC port."""
+    async with running(tmp_path, (), metrics_host=host) as site:
+        shown = f"[{host}]" if ":" in host else host
+        assert "tessera_sessions 0.0" in await asyncio.to_thread(_scrape, site.appliance.metrics_port, shown)
+
+
+async def test_a_signal_ends_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM while models are being loaded: the one in hand is finished, no other is begun, the end is orderly."""
+    entered, go, begun = threading.Event(), threading.Event(), []
+
+    def slow(package: UnlockedPackage, device: Any, **how: Any) -> LoadedProgram:
+        begun.append(package.manifest.model)
+        entered.set()
+        go.wait(10)
+        return load_variant(package, device, **how)
+
+    monkeypatch.setattr("tessera.server.node.load_variant", slow)
+    monkeypatch.setattr("tessera.server.app.configure_logging", lambda *_: None)
+    site = make_site(tmp_path, (PLAIN, Kind(model="other")))
+    with Store.open(site.directory) as store:
+        store.unseal(PASSPHRASE)
+        for kind in site.kinds:
+            store.put_package_secrets(PackageSecrets(sealed_bytes(kind)[1].package_id, keys.CONTENT_KEY, None))
+    with capture_logs() as logs:
+        serving = asyncio.create_task(serve(site.settings(), passphrase=PASSPHRASE))
+        assert await asyncio.to_thread(entered.wait, 10)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.wait_for(serving, 10)
+    assert begun == [PLAIN.model]
+    assert [line["event"] for line in logs][-1] == "stopped"
+    assert not (site.directory / "admin.sock").exists()
+
+
 async def test_metrics_are_served_and_name_no_licence(tmp_path: Path) -> None:
     """`/metrics` shows the calls by method and code, the refusals by reason, the sessions; and no id of anybody."""
     async with running(tmp_path) as site:
@@ -139,8 +184,8 @@ async def test_metrics_are_served_and_name_no_licence(tmp_path: Path) -> None:
             assert private not in page
 
 
-def _scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+def _scrape(port: int, host: str = "127.0.0.1") -> str:
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5) as answer:
         body: bytes = answer.read()
     return body.decode()
 

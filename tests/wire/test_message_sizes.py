@@ -63,6 +63,14 @@ async def test_the_contract_says_how_many_samples_fit(tmp_path: Path, limits: Li
         assert np.allclose(np.stack(packed), expected(x), atol=1e-5)
 
 
+async def test_a_batch_is_never_larger_than_the_queue(tmp_path: Path) -> None:
+    """A queue shorter than the package's largest batch: the contract says so, and what it allows is answered."""
+    async with running(tmp_path, limits=Limits(max_queue_samples=5)) as site, client(site) as caller:
+        assert (await caller.contract("digits")).max_batch == 5
+        x = images(12)
+        assert np.allclose(await caller.infer("digits", x), expected(x), atol=1e-5)
+
+
 async def test_an_answer_that_could_not_travel_is_refused_before_inference(tmp_path: Path) -> None:
     """Also for callers who do not split; nothing is charged, and the remedy says what to do."""
     async with running(tmp_path, limits=Limits(max_answer_bytes=AROUND + 2 * OUT_BYTES)) as site:

@@ -1,6 +1,7 @@
 """Tiers end to end over a real appliance: what a licence says is what its buyer gets, from one package."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from support.tiers import TIERS, Tiered, expected, seal_tiered, tier_key
 from tessera.keystore import grant as grants
 from tessera.keystore.grant import PackageSecrets
 from tessera.keystore.licence import ExpiryPolicy, Licence
+from tessera.keystore.package import UnlockedPackage
 from tessera.oip.v1 import inference_pb2 as pb
+from tessera.server.engine import LoadedProgram, load_variant
 from tessera.v1 import admin_pb2, licensing_pb2
 
 PICTURES = np.random.default_rng(8).integers(0, 256, (3, 1, 8, 8), np.uint8)
@@ -165,6 +168,34 @@ async def test_degrading_in_mid_stream_loses_no_request(site: Site, tiered: Tier
     assert await usage(site) == [(3, 1)] * 6 + [(1, 1)] * 6
     asked = request(number=99, tier=3)
     assert (await refused(site, opened.session_token, asked))[1] == "tier-not-licensed"
+
+
+async def test_a_buyer_who_goes_away_while_a_lower_tier_loads_keeps_no_seat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session that nobody was told of ends at once: the only seat is free for the next attempt."""
+    entered, go = threading.Event(), threading.Event()
+
+    def slow(package: UnlockedPackage, device: Any, **how: Any) -> LoadedProgram:
+        if how["tier_key"].tier == 1:
+            entered.set()
+            go.wait(10)
+        return load_variant(package, device, **how)
+
+    monkeypatch.setattr("tessera.server.node.load_variant", slow)
+    async with running(tmp_path, (TIERED,)) as site:
+        policy = ExpiryPolicy("degrade", 3600, 1)
+        licence = site.licence(kind=TIERED, tier=3, expiry=policy, ends_in_s=1800, sessions=1)
+        call = site.licensing().OpenSession(await site.request(licence, kind=TIERED))
+        call.add_done_callback(lambda _: None)  # a call starts when something is asked of it
+        assert await asyncio.to_thread(entered.wait, 10)
+        assert site.appliance.node.gate.session_count == 1
+        call.cancel()
+        async with asyncio.timeout(10):
+            while site.appliance.node.gate.session_count:  # noqa: ASYNC110 -- the gate wakes nobody
+                await asyncio.sleep(0)
+        go.set()
+        assert (await site.open(licence, kind=TIERED)).session_token
 
 
 async def test_degrading_with_requests_in_flight_loses_none(site: Site) -> None:

@@ -15,11 +15,11 @@ import fcntl
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import grpc
 import structlog
@@ -179,6 +179,8 @@ class Appliance:
 async def serve(settings: Settings, *, passphrase: Passphrase | None = None) -> None:
     """Run an appliance until SIGTERM or SIGINT, then drain it and return; a second signal ends the wait for the drain.
 
+    While it is still starting, a signal ends the start: the model that is being loaded is finished, no other begun.
+
     Raises what `Appliance.__aenter__` raises. Core dumps are switched off for the process: it holds keys and weights.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -194,17 +196,32 @@ async def serve(settings: Settings, *, passphrase: Passphrase | None = None) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     try:
-        async with Appliance(settings, passphrase=passphrase) as appliance:
-            await asked.wait()
-            _log.info("draining")
-            drained, impatient = asyncio.ensure_future(appliance.drain()), asyncio.ensure_future(again.wait())
-            await asyncio.wait((drained, impatient), return_when=asyncio.FIRST_COMPLETED)
-            for task in (drained, impatient):
-                task.cancel()
+        appliance = Appliance(settings, passphrase=passphrase)
+        async with contextlib.AsyncExitStack() as stack:
+            # Loading large models takes minutes, and whoever stops the process in them means it.
+            if await _unless(asked, stack.enter_async_context(appliance)):
+                await asked.wait()
+                _log.info("draining")
+                await _unless(again, appliance.drain())
         _log.info("stopped")
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+async def _unless(told: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
+    """Do `work`, but cancel it once `told`; return whether it was done. Raises what it raises."""
+    task, waiting = asyncio.ensure_future(work), asyncio.ensure_future(told.wait())
+    try:
+        await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+        done = task.done()
+        if not done:
+            task.cancel()
+        with contextlib.nullcontext() if done else contextlib.suppress(asyncio.CancelledError):
+            await task
+        return done
+    finally:
+        waiting.cancel()
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -10,7 +10,6 @@ from typing import Final, Literal, TextIO
 
 import structlog
 
-
 MAX_FRAMES: Final = 12
 
 

@@ -121,7 +121,9 @@ class Metrics:
         self._models: dict[str, ModelMetrics] = {}
         self._request_children: dict[tuple[str, str], Counter] = {}
         self._second_children: dict[str, Histogram] = {}
-        self._refusal_children: dict[str, Counter] = {}
+        # Every reason from the start, at 0: Prometheus' `increase` does not see the refusal with which a series begins,
+        # and an alert on a full disk or a clock set back would stay silent.
+        self._refusal_children = {reason: self._refusals.labels(reason) for reason in REASONS}
 
     def request(self, rpc: str, code: str, seconds: float) -> None:
         """Count one finished call; `rpc` is `Service/Method` of a registered method, `code` a gRPC status name."""
@@ -136,13 +138,7 @@ class Metrics:
 
     def refusal(self, reason: str) -> None:
         """Count one refusal; a reason outside `REASONS` is counted as `internal`, so the label set stays bounded."""
-        child = self._refusal_children.get(reason)
-        if child is None:
-            known = reason if reason in REASONS else "internal"
-            child = self._refusals.labels(known)
-            if known == reason:
-                self._refusal_children[reason] = child
-        child.inc()
+        self._refusal_children.get(reason, self._refusal_children["internal"]).inc()
 
     def model(self, name: str) -> ModelMetrics:
         """Return the children of the published model `name`, the same object each time."""

@@ -1,6 +1,7 @@
 """`/metrics` for Prometheus: prometheus-client's own WSGI application in a thread of its own, so that a scrape never
 waits for a batch, nor a batch for a scrape."""
 
+import socket
 import threading
 from socketserver import ThreadingMixIn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -16,6 +17,10 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
+class _ThreadingServer6(_ThreadingServer):
+    address_family = socket.AF_INET6
+
+
 class _QuietHandler(WSGIRequestHandler):
     timeout = 10
 
@@ -29,7 +34,11 @@ class MetricsServer:
     def __init__(self, registry: CollectorRegistry, *, host: str, port: int) -> None:
         try:
             self._server = make_server(
-                host, port, make_wsgi_app(registry), server_class=_ThreadingServer, handler_class=_QuietHandler
+                host,
+                port,
+                make_wsgi_app(registry),
+                server_class=_ThreadingServer6 if ":" in host else _ThreadingServer,
+                handler_class=_QuietHandler,
             )
         except (OSError, OverflowError):
             raise Unavailable(f"the metrics port {port} cannot be bound", remedy="is another server running?") from None

@@ -319,7 +319,9 @@ def test_an_expired_session_frees_its_seat() -> None:
         plain_open(house, sessions=2)
     with pytest.raises(Exhausted):
         plain_open(house, sessions=2)
+    assert house.gate.session_count == 2
     house.clock.advance(house.limits.session_ttl_s)
+    assert house.gate.session_count == 0  # what the operator is shown are live ones, met or not
     plain_open(house, sessions=2)
 
 

@@ -226,7 +226,7 @@ async def test_a_caller_who_goes_away_before_the_start_is_not_charged(bench: Ben
 
 
 async def test_a_caller_who_goes_away_takes_the_tensors_along(bench: Bench) -> None:
-    """While the device is busy, requests that come and go leave nothing: the cap on waiting samples is one on memory."""
+    """While the device is busy, what comes and goes leaves nothing: the cap on waiting samples is one on memory."""
     bench.program.go.clear()
     running = bench.batcher.enqueue(bench.job("a"))
     await bench.busy()

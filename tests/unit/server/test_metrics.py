@@ -94,6 +94,12 @@ def test_refusals_have_a_bounded_label_set() -> None:
     assert dict(found)["internal"] == "3.0"
 
 
+def test_every_refusal_is_on_the_page_before_the_first() -> None:
+    """Prometheus' `increase` needs a series to start from: with none, the first full disk would raise no alert."""
+    found = dict(re.findall(r'tessera_refusals_total\{reason="([^"]+)"\} (\S+)', page(Metrics())))
+    assert found == dict.fromkeys(REASONS, "0.0")
+
+
 def test_the_queue_is_read_at_the_scrape_and_can_be_forgotten() -> None:
     """The gauge sums the watched queues of a model and drops one that is gone."""
     metrics = Metrics()

@@ -67,8 +67,8 @@ class Gate:
 
     @property
     def session_count(self) -> int:
-        """Sessions in the table; expired ones count until they are met."""
-        return len(self._sessions)
+        """Live sessions; those in the table that have expired and were not met since do not count. Any thread."""
+        return self._sessions.live(self._clock.monotonic_s())
 
     @property
     def outstanding(self) -> int:
@@ -226,6 +226,10 @@ class Gate:
         permit = Permit(session, samples, request_id, reservation, self._settle, tier=served)
         self._outstanding.add(permit)
         return permit
+
+    def drop(self, session: Session) -> None:
+        """End a session that its buyer was never told of, and free its seat."""
+        self._sessions.remove(session)
 
     def drop_licences(self, named: Iterable[tuple[str, str]]) -> int:
         """Close every session of these licences, named by issuer id and licence id; return how many."""

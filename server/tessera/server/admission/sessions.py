@@ -78,6 +78,10 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._by_digest)
 
+    def live(self, monotonic_s: float) -> int:
+        """Return how many sessions have not expired; any thread may ask."""
+        return sum(monotonic_s < session.until_s for session in list(self._by_digest.values()))
+
     def new_token(self) -> SessionToken:
         """Return a fresh token: 32 random bytes in base64url."""
         return SessionToken(b64u(self._random_bytes(TOKEN_BYTES)).encode("ascii"))

@@ -66,7 +66,11 @@ class LicensingService(pb_grpc.LicensingServiceServicer):
             await self._node.install(opening.licence, opening.grant)
         past_samples = await asyncio.to_thread(self._gate.past_samples, opening)
         session = self._gate.complete(opening, past_samples)
-        await self._prepare_degrading(session)
+        try:
+            await self._prepare_degrading(session)
+        except BaseException:  # the caller has gone: it never saw the token, which would hold its seat for an hour
+            self._gate.drop(session)
+            raise
         _log.info("session opened", **_named(session), tier=session.tier, notice=session.notice)
         return self._opened(session, replies.model_contract(manifest, opening.licence, session.tier, max_batch))
 

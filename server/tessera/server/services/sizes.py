@@ -44,6 +44,7 @@ def largest_batch(manifest: Manifest, limits: Limits) -> int:
         if found < 1:
             raise _too_large(manifest, setting, each + limit - room(limit, len(specs)), limit)
         fits = min(fits, found)
+    fits = min(fits, limits.max_queue_samples)  # more than the queue holds would be `queue-full` for ever
     widest = max(sample_bytes([spec]) for spec in manifest.inputs)
     return min(fits, max(1, limits.tensor_bytes // max(widest, 1)))
 
