@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.cli import console
-from tessera.cli.options import JsonFlag, KeystoreArgument, PassphraseFile
+from tessera.cli.options import JsonFlag, KeystoreArgument, PassphraseFile, format_moment
 from tessera.cli.reading import argument
 
 if TYPE_CHECKING:
     from tessera.keystore.store import Store
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 keystore_app = typer.Typer(help="Make and keep the node's key store.", no_args_is_help=True)
 
@@ -34,7 +36,7 @@ def init(
     from tessera.keystore.store import Store
 
     loading.possible_folder(keystore)
-    hosts = ["localhost", "127.0.0.1", "::1", *(host or [])]
+    hosts = [*LOCAL_HOSTS, *(host or [])]
     master = new_passphrase(f"the key store {keystore}", passphrase_file)
     with argument("--name", "give 1 to 64 printable characters"):
         Identity.generate("node", name)  # the store makes its own; this one only shows whether the name will do
@@ -145,6 +147,34 @@ def change_passphrase(
         opened.change_master(passphrases.replacement(f"the key store {keystore}", new_passphrase_file))
     document = {"keystore": str(keystore), "changed": True}
     console.emit(document, as_json=as_json, show=lambda: [f"the passphrase of {keystore} is changed"])
+
+
+@keystore_app.command("certificate", epilog="Example: tessera keystore certificate node --host gpu2.example.com")
+def certificate(
+    keystore: KeystoreArgument,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DNS name or IP address for the certificate; repeatable; localhost is always in. Default: as before."
+        ),
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Renew the server's certificate for two years, under the same CA; a running server shows it to the next client."""
+    from tessera.cli import node
+    from tessera.cli.passphrases import passphrase
+    from tessera.keystore.store import tls
+
+    hosts = [*LOCAL_HOSTS, *host] if host else None
+    with node.store(keystore) as opened:
+        opened.unseal(passphrase(f"the key store {keystore}", passphrase_file))
+        with argument("--host", "give a DNS name or an IP address, without a port"):
+            opened.renew_server_certificate(hosts, now_s=time.time())
+        key, pem = ((keystore / "tls" / name).read_bytes() for name in ("server.key", "server.pem"))
+    ends = format_moment(tls.check_server_pair(pem, key))
+    document = {"keystore": str(keystore), "hosts": list(tls.hosts_of(pem)), "ends": ends}
+    console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
 
 
 def _described(opened: "Store", keystore: Path) -> dict[str, Any]:

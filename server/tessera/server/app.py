@@ -29,6 +29,7 @@ from tessera.keystore.secrets import Passphrase
 from tessera.keystore.store import Store
 from tessera.keystore.store.store import DATABASE
 from tessera.server.boundary import Boundary
+from tessera.server.certificate import ServerCertificate
 from tessera.server.clock import Clock, SystemClock
 from tessera.server.config import Settings, unknown_environment
 from tessera.server.logs import configure_logging
@@ -147,7 +148,9 @@ class Appliance:
         self.health.add_to(server)
         if settings.reflection:
             add_reflection(server)
-        self.port = _bind(server, settings, _credentials(settings.directory))
+        certificate = ServerCertificate(settings.directory)
+        self.metrics.watch_certificate(lambda: certificate.ends_at_s)
+        self.port = _bind(server, settings, certificate.credentials())
         await server.start()
         self._exits.push_async_callback(server.stop, settings.limits.close_grace_s)
         await self._open_admin(node, boundary)
@@ -234,15 +237,6 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", limits.max_streams),
         ("grpc.so_reuseport", 0),
     ]
-
-
-def _credentials(directory: Path) -> grpc.ServerCredentials:
-    folder = directory / "tls"
-    try:
-        pair = (folder / "server.key").read_bytes(), (folder / "server.pem").read_bytes()
-    except OSError:
-        raise NotFound("the server's certificate or key cannot be read in the store's folder tls") from None
-    return grpc.ssl_server_credentials([pair])
 
 
 def _bind(server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerCredentials) -> int:

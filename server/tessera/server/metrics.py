@@ -117,6 +117,11 @@ class Metrics:
         )
         self._sessions = Gauge("tessera_sessions", "Live sessions.", registry=registry)
         self._sealed = Gauge("tessera_store_sealed", "1 while the store is sealed, else 0.", registry=registry)
+        self._certificate = Gauge(
+            "tessera_certificate_end_timestamp_seconds",
+            "Unix time at which the server's certificate ends.",
+            registry=registry,
+        )
         Info("tessera_build", "Version of the running software.", registry=registry).info({"version": version})
         self._models: dict[str, ModelMetrics] = {}
         self._request_children: dict[tuple[str, str], Counter] = {}
@@ -154,6 +159,10 @@ class Metrics:
     def watch_sealed(self, sealed: Callable[[], bool]) -> None:
         """Read whether the store is sealed from `sealed` at each scrape."""
         self._sealed.set_function(lambda: float(sealed()))
+
+    def watch_certificate(self, ends_at_s: Callable[[], float]) -> None:
+        """Read the end of the server's certificate, Unix seconds, from `ends_at_s` at each scrape."""
+        self._certificate.set_function(ends_at_s)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the page and its content type, in the exposition format that the `Accept` header asks for."""

@@ -34,9 +34,9 @@ def test_the_commands_of_the_walk_throughs_exist() -> None:
         "protect samples", "protect encrypt", "protect audit", "protect trace", "protect lock",
         "package build", "package inspect", "package verify", "licence issue", "licence inspect", "licence revoke",
         "licence install", "licence list", "keystore init", "keystore status", "keystore unseal", "keystore seal",
-        "keystore trust", "keystore rotate", "keystore passphrase", "serve", "model publish", "model list",
-        "model load", "model unload", "infer", "usage report", "usage export", "usage verify", "health", "demo",
-        "version",
+        "keystore trust", "keystore rotate", "keystore passphrase", "keystore certificate", "serve", "model publish",
+        "model list", "model load", "model unload", "infer", "usage report", "usage export", "usage verify", "health",
+        "demo", "version",
     }  # fmt: skip
     assert {" ".join(path) for path in COMMANDS} == named
 

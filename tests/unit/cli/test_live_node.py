@@ -1,6 +1,7 @@
 """The operator's and the buyer's commands against a real server: real TLS, real socket, a small real model."""
 
 import asyncio
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from support import keys
-from support.appliance import KEYED, PASSPHRASE, PLAIN, Site, running
+from support.appliance import KEYED, PASSPHRASE, PLAIN, Site, make_site, running
 from support.cli import document, refusal
+from tessera.keystore.errors import Malformed, NotFound
 from tessera.keystore.keyfile import save_identity, save_input_key
 from tessera.keystore.licence import LicenceFile, write_licence_file
+from tessera.server.app import Appliance
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +65,54 @@ async def test_a_sealed_server_is_unsealed_and_sealed_by_command(tmp_path: Path)
         assert (await told("keystore", "seal", node))["sealed"] is True
         assert (await refused("usage", "export", "-k", node, "--out", tmp_path / "x"))["reason"] == "store-sealed"
         assert not (tmp_path / "x").exists()
+
+
+async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path: Path) -> None:
+    """The next client sees it and those that are connected notice nothing; half a renewal changes nothing."""
+    async with running(tmp_path) as site:
+        folder = site.directory / "tls"
+        opened = await site.open()
+        assert opened.session_token
+        before = await shown(site)
+        renewed = await told("keystore", "certificate", site.directory, "--host", "gpu7.test", **SECRET)
+        assert renewed["hosts"] == ["localhost", "127.0.0.1", "::1", "gpu7.test"]
+        after = await shown(site)
+        assert after != before
+        assert after == (folder / "server.pem").read_text().strip()
+        assert (await told("health", "--server", site.target, "--ca", site.directory / "ca.pem"))["serving"] is True
+        pair = (folder / "server.key").read_bytes(), (folder / "server.pem").read_bytes()
+        await told("keystore", "certificate", site.directory, **SECRET)
+        (folder / "server.key").write_bytes(pair[0])  # the certificate is the newer one: they do not belong together
+        assert await shown(site) == after
+        (folder / "server.pem").unlink()
+        assert await shown(site) == after
+        (folder / "server.pem").write_bytes(pair[1])
+        assert await shown(site) == after
+
+
+async def shown(site: Site) -> str:
+    """Return the certificate that a client sees which connects now."""
+    address = ("localhost", site.appliance.port)
+    return (await asyncio.to_thread(ssl.get_server_certificate, address)).strip()
+
+
+async def test_a_certificate_of_another_key_is_named_at_the_start(tmp_path: Path) -> None:
+    """Not as a port that cannot be bound; and without the files it says how to have them made."""
+    site, other = make_site(tmp_path / "a"), make_site(tmp_path / "b")
+    pem = site.directory / "tls" / "server.pem"
+    pem.write_bytes((other.directory / "tls" / "server.pem").read_bytes())
+    with pytest.raises(Malformed, match="not for the key") as caught:
+        async with Appliance(site.settings()):
+            pass
+    assert "tessera keystore certificate" in caught.value.remedy
+    pem.unlink()
+    with pytest.raises(NotFound) as missing:
+        async with Appliance(site.settings()):
+            pass
+    assert "tessera keystore certificate" in missing.value.remedy
+    await told("keystore", "certificate", site.directory, "--host", "localhost", **SECRET)
+    async with Appliance(site.settings()) as site.running:
+        assert await shown(site) == pem.read_text().strip()
 
 
 async def test_a_buyer_infers_and_both_sides_verify_the_usage(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ FAMILIES = {
     "tessera_variant_loaded",
     "tessera_sessions",
     "tessera_store_sealed",
+    "tessera_certificate_end_timestamp_seconds",
     "tessera_build_info",
 }
 

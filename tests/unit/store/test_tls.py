@@ -82,6 +82,21 @@ def test_renewing_changes_key_and_certificate_and_keeps_the_hosts(fresh: Store, 
         _handshake(directory, "localhost")
 
 
+def test_a_pair_is_held_against_itself(fresh: Store, directory: Path) -> None:
+    """What the operator put there must be a certificate and its key; its end is told."""
+    key, certificate = ((directory / "tls" / name).read_bytes() for name in ("server.key", "server.pem"))
+    loaded = x509.load_pem_x509_certificate(certificate)
+    assert tls.check_server_pair(certificate + (directory / "ca.pem").read_bytes(), key) == (
+        loaded.not_valid_after_utc.timestamp()
+    )
+    fresh.renew_server_certificate(now_s=time.time())
+    with pytest.raises(Malformed, match="not for the key"):
+        tls.check_server_pair((directory / "tls" / "server.pem").read_bytes(), key)
+    for pem, private in ((b"", key), (certificate, b""), (key, certificate), (certificate, certificate[:200])):
+        with pytest.raises(Malformed, match="in PEM"):
+            tls.check_server_pair(pem, private)
+
+
 def test_certificates_say_what_they_are_for(store: Store, directory: Path) -> None:
     """The authority signs for ten years and no further authority; the server's lasts two years, for servers only."""
     authority = x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes())

@@ -86,6 +86,22 @@ def hosts_of(certificate: bytes) -> tuple[str, ...]:
     return tuple(str(name.value) for name in names)
 
 
+def check_server_pair(certificate: bytes, key: bytes) -> float:
+    """Return the Unix time at which a server's certificate ends; the operator may have put another's there.
+
+    Raises `Malformed` unless both are PEM and belong together; the certificate may be followed by its chain.
+    """
+    try:
+        loaded = x509.load_pem_x509_certificate(certificate)
+        private = serialization.load_pem_private_key(key, password=None)
+        together = loaded.public_key() == private.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise Malformed("server.pem and server.key are not a certificate and its private key in PEM") from error
+    if not together:
+        raise Malformed("the certificate in server.pem is not for the key in server.key")
+    return loaded.not_valid_after_utc.timestamp()
+
+
 def _subject(name: str) -> x509.Name:
     attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Tessera")]
     return x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
