@@ -55,6 +55,12 @@ def test_the_unit_keeps_the_promises_of_the_threat_model() -> None:
     assert not any("TESSERA_PASSPHRASE" in line for line in lines)
 
 
+def test_the_unit_lets_torch_see_the_cpu() -> None:
+    """Without /proc/cpuinfo torch runs its scalar kernels: slower, and with other last bits than the vendor's."""
+    for file in DEPLOY.glob("systemd/*"):
+        assert not re.search(r"^ProcSubset=pid", file.read_text(encoding="utf-8"), re.MULTILINE), file
+
+
 def test_the_settings_file_of_the_unit_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every key in it is a setting."""
     monkeypatch.delenv("TESSERA_PORT", raising=False)
