@@ -1,5 +1,6 @@
 """The operator's link to a running server: gRPC over the Unix socket in the key store's folder."""
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from tessera.cli.wire import Service
 
 SOCKET_NAME = "admin.sock"
+LOCK_NAME = "serve.lock"
+"""The file in which a server says where its socket is, if the operator's settings put it elsewhere."""
+MAX_PATH_BYTES = 4096
 SERVICE = "tessera.v1.AdminService"
 TIMEOUT_S = 120.0
 """For one administrative call; loading a large model is the longest."""
@@ -45,9 +49,20 @@ _CLASS_OF_STATUS: dict[str, type[TesseraError]] = {
 }
 
 
+def socket_path(keystore: Path) -> Path:
+    """Return where the server on this key store listens for its operator, or listened last."""
+    try:
+        with (keystore / LOCK_NAME).open("rb") as file:
+            told = file.read(MAX_PATH_BYTES)
+    except OSError:
+        told = b""
+    path = Path(os.fsdecode(told))
+    return path if path.is_absolute() and b"\0" not in told else (keystore / SOCKET_NAME).absolute()
+
+
 def server_is_running(keystore: Path) -> bool:
     """Tell whether a server answers on the key store's socket; a socket left by a killed server does not count."""
-    path = keystore / SOCKET_NAME
+    path = socket_path(keystore)
     if not path.exists():
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -78,7 +93,7 @@ def link(keystore: Path) -> Iterator["Service"]:
 
     from tessera.cli.wire import Service
 
-    target = f"unix:{(keystore / SOCKET_NAME).absolute()}"
+    target = f"unix:{socket_path(keystore)}"
     with grpc.insecure_channel(target, options=(("grpc.default_authority", "localhost"),)) as channel:
         try:
             yield Service(channel, SERVICE, timeout_s=TIMEOUT_S)

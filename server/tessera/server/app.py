@@ -112,7 +112,7 @@ class Appliance:
         settings = self.settings
         passphrase = self._passphrase or (None if settings.master is None else read_master(settings.master))
         self._passphrase = None
-        self._exits.enter_context(_exclusive(settings.directory))
+        self._exits.enter_context(_exclusive(settings.directory, self.admin_socket))
         store = await asyncio.to_thread(Store.open, settings.directory)
         await self.health.show(serving=False)
         try:
@@ -265,8 +265,11 @@ def _bind_socket(server: grpc.aio.Server, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(directory: Path) -> Iterator[None]:
-    """Hold the store's lock: two servers on one store would each count a licence's samples for themselves."""
+def _exclusive(directory: Path, admin_socket: Path) -> Iterator[None]:
+    """Hold the store's lock: two servers on one store would each count a licence's samples for themselves.
+
+    The lock's file says where the operator's socket is, because the commands know the store's directory only.
+    """
     if not (directory / DATABASE).is_file():
         raise NotFound("there is no key store here", reason="not-initialised", remedy="run: tessera keystore init")
     try:
@@ -278,6 +281,9 @@ def _exclusive(directory: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise Conflict("another server is running on this key store") from None
+        with contextlib.suppress(OSError):  # a full disk: the commands then look in the usual place
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, os.fsencode(admin_socket.absolute()), 0)
         yield
     finally:
         os.close(descriptor)

@@ -67,6 +67,19 @@ async def test_a_sealed_server_is_unsealed_and_sealed_by_command(tmp_path: Path)
         assert not (tmp_path / "x").exists()
 
 
+async def test_a_socket_in_another_place_is_found(tmp_path: Path) -> None:
+    """Commands that know the key store only reach its server all the same, and do not take it for stopped."""
+    place = tmp_path / "run" / "operator.sock"
+    place.parent.mkdir()
+    async with running(tmp_path / "deep", sealed=True, admin_socket=place) as site:
+        node = site.directory
+        assert place.is_socket()
+        assert (await told("keystore", "status", node))["server"] == "running"
+        assert "a server is running" in (await refused("keystore", "rotate", node, **SECRET))["message"]
+        assert (await told("keystore", "unseal", node, **SECRET))["sealed"] is False
+    assert (await told("keystore", "status", node))["server"] == "stopped"
+
+
 async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path: Path) -> None:
     """The next client sees it and those that are connected notice nothing; half a renewal changes nothing."""
     async with running(tmp_path) as site:
