@@ -32,10 +32,13 @@ class Service:
         return result
 
     def stream(self, method: str, request: "Message", answer: "type[Answer]") -> "Iterator[Answer]":
-        """Call a method that answers with a stream and return the stream."""
+        """Call a method that answers with a stream and return the stream.
+
+        It may take as long as it takes: an export grows with the ledger, so that any limit is too short one day.
+        """
         rpc = self._channel.unary_stream(
             f"/{self._name}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
-        return iter(rpc(request, timeout=self._timeout_s))
+        return iter(rpc(request))

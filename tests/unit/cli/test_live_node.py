@@ -17,6 +17,7 @@ from tessera.keystore.errors import Malformed, NotFound
 from tessera.keystore.keyfile import save_identity, save_input_key
 from tessera.keystore.licence import LicenceFile, write_licence_file
 from tessera.server.app import Appliance
+from tessera.server.config import Limits
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +66,16 @@ async def test_a_sealed_server_is_unsealed_and_sealed_by_command(tmp_path: Path)
         assert (await told("keystore", "seal", node))["sealed"] is True
         assert (await refused("usage", "export", "-k", node, "--out", tmp_path / "x"))["reason"] == "store-sealed"
         assert not (tmp_path / "x").exists()
+
+
+async def test_an_export_may_take_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit on one call is none on the export of a ledger that has grown for years."""
+    monkeypatch.setattr("tessera.cli.admin.TIMEOUT_S", 0.3)
+    async with running(tmp_path, (), limits=Limits(usage_page_records=1)) as site:
+        drafts = [keys.draft(number, request_id=f"r-{number}") for number in range(2000)]
+        await asyncio.to_thread(site.appliance.node.store.append_usage, drafts)
+        exported = await told("usage", "export", "-k", site.directory, "--out", tmp_path / "usage.jsonl")
+    assert exported["records"] == 2000
 
 
 async def test_a_socket_in_another_place_is_found(tmp_path: Path) -> None:
