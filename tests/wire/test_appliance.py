@@ -1,5 +1,6 @@
 """The composition root: an answer through the whole appliance, charged once, in the ledger, across a restart."""
 
+import asyncio
 from pathlib import Path
 
 import grpc
@@ -11,6 +12,7 @@ from tessera.keystore.licence import Quota
 from tessera.keystore.usage import verify_receipt
 from tessera.oip.v1 import inference_pb2 as oip
 from tessera.server.app import Appliance
+from tessera.server.config import Limits
 from tessera.v1 import licensing_pb2 as pb
 
 pytestmark = pytest.mark.slow
@@ -82,3 +84,26 @@ async def test_sealing_stops_inference_with_a_reason(tmp_path: Path) -> None:
         )
         await site.appliance.node.unseal(PASSPHRASE)
         await infer(site, (await site.open()).session_token, "r-2")
+
+
+async def test_a_client_may_keep_an_idle_stream_alive(tmp_path: Path) -> None:
+    """Pings at the pace that the server allows end nothing; gRPC's own limit is one in five minutes."""
+    pace = [("grpc.keepalive_time_ms", 1000), ("grpc.http2.max_pings_without_data", 0)]
+    async with running(tmp_path, limits=Limits(client_ping_s=0.05)) as site:
+        token = (await site.open()).session_token
+        credentials = grpc.ssl_channel_credentials(site.root_certificates)
+        async with grpc.aio.secure_channel(site.target, credentials, options=pace) as channel:
+            stream = channel.stream_stream(
+                "/inference.GRPCInferenceService/ModelStreamInfer",
+                request_serializer=oip.ModelInferRequest.SerializeToString,
+                response_deserializer=oip.ModelStreamInferResponse.FromString,
+            )(metadata=bearer(token))
+            await stream.write(oip.ModelInferRequest(id="first"))
+            answer = await stream.read()
+            assert isinstance(answer, oip.ModelStreamInferResponse)
+            assert answer.infer_response.id == "first"
+            silence = asyncio.ensure_future(stream.read())
+            await asyncio.wait((silence,), timeout=5)  # gRPC pings once a second at most; the third was too many
+            assert not silence.done()
+            stream.cancel()
+            await asyncio.wait((silence,))

@@ -235,6 +235,11 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_metadata_size", limits.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
         ("grpc.max_concurrent_streams", limits.max_streams),
+        # gRPC's own limit on pings is one in five minutes, too few to keep a stream alive through routers.
+        ("grpc.http2.min_ping_interval_without_data_ms", int(limits.client_ping_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(limits.keepalive_timeout_s * 1000)),
         ("grpc.so_reuseport", 0),
     ]
 

@@ -34,6 +34,7 @@ LINK_SCHEMES = ("tcp://", "udp://", "sctp://")
 Count = Annotated[int, Field(gt=0)]
 TransportCount = Annotated[int, Field(gt=0, le=MAX_TRANSPORT)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TransportSeconds = Annotated[float, Field(ge=0.001, le=MAX_TRANSPORT / 1000)]
 
 
 class Limits(BaseModel):
@@ -67,6 +68,12 @@ class Limits(BaseModel):
     """Concurrent calls on one connection."""
     max_stream_window: Count = 64
     """Frames of one stream in flight at a time; the next is read when one is answered."""
+    client_ping_s: TransportSeconds = 10.0
+    """Least seconds between the keepalive pings of one client; a connection that pings more often is closed."""
+    keepalive_s: TransportSeconds = 60.0
+    """Seconds of silence after which the server asks whether a peer is still there; also keeps idle streams open."""
+    keepalive_timeout_s: TransportSeconds = 20.0
+    """Seconds that the peer has to answer before its connection is closed."""
     max_sessions: Count = 4096
     """Live sessions on this node."""
     max_challenges: Count = 4096

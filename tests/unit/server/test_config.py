@@ -64,6 +64,8 @@ def test_flags_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytes
         ("[limits]\nmax_answer_bytes = 4294967296", "limits.max_answer_bytes"),
         ("[limits]\nmax_metadata_bytes = 4294967296", "limits.max_metadata_bytes"),
         ("[limits]\nmax_streams = 4294967296", "limits.max_streams"),
+        ("[limits]\nkeepalive_s = 1e9", "limits.keepalive_s"),
+        ("[limits]\nclient_ping_s = 0.0001", "limits.client_ping_s"),
         ("[limits]\nchallenge_ttl_s = inf", "limits.challenge_ttl_s"),
         ("[limits]\nclock_tolerance_s = nan", "limits.clock_tolerance_s"),
     ],
