@@ -299,6 +299,9 @@ async def test_the_same_id_with_another_payload_is_refused(bench: Bench) -> None
     await blocker
     assert isinstance(conflict, Conflict)
     assert conflict.reason == "request-id-conflict"
+    counted = bench.batcher.statistics
+    assert (counted.success.count, counted.samples, counted.failures) == (3, 3, 1)  # the refused one is no success too
+    assert (counted.executions, counted.batches[2].count) == (3, 1)
     assert isinstance(answer, Answer)
     assert bench.settled == {"x": True, "a": False, "b": True}
 

@@ -315,7 +315,7 @@ class Batcher:
             for job in batch.jobs:
                 self._fail(job, outcome)
             return
-        self._observe(batch)
+        self._observe(batch, [job for job, entry in zip(batch.jobs, outcome, strict=True) if not entry.conflict])
         start = 0
         for job, appended in zip(batch.jobs, outcome, strict=True):
             end = start + job.samples
@@ -346,21 +346,22 @@ class Batcher:
             return
         job.future.set_result(Answer(outputs, appended.record, receipt, not fresh))
 
-    def _observe(self, batch: _Batch) -> None:
+    def _observe(self, batch: _Batch, answered: list[Job]) -> None:
+        """Count a batch that was recorded; `answered` are its jobs but for those whose id belongs to another payload."""
         settled_ns = time.perf_counter_ns()
         samples = sum(job.samples for job in batch.jobs)
-        queued_ns = [batch.started_ns - job._queued_ns for job in batch.jobs]
         self._model_metrics.batch_samples.observe(samples)
         self._metrics.compute.observe((batch.computed_ns - batch.started_ns) * 1e-9)
         self._metrics.commit.observe((settled_ns - batch.computed_ns) * 1e-9)
-        for waited_ns in queued_ns:
-            self._metrics.queue.observe(waited_ns * 1e-9)
+        for job in batch.jobs:
+            self._metrics.queue.observe((batch.started_ns - job._queued_ns) * 1e-9)
         self.statistics.batch(
-            requests=len(batch.jobs),
-            samples=samples,
-            queue_ns=sum(queued_ns),
+            requests=len(answered),
+            samples=sum(job.samples for job in answered),
+            batch_samples=samples,
+            queue_ns=sum(batch.started_ns - job._queued_ns for job in answered),
             compute_ns=batch.computed_ns - batch.started_ns,
-            total_ns=sum(settled_ns - job._queued_ns for job in batch.jobs),
+            total_ns=sum(settled_ns - job._queued_ns for job in answered),
             ended_ms=int(self._clock.now_s() * 1000),
         )
 

@@ -36,16 +36,27 @@ class Statistics:
         self.batches: dict[int, Span] = {}
 
     def batch(
-        self, *, requests: int, samples: int, queue_ns: int, compute_ns: int, total_ns: int, ended_ms: int
+        self,
+        *,
+        requests: int,
+        samples: int,
+        batch_samples: int,
+        queue_ns: int,
+        compute_ns: int,
+        total_ns: int,
+        ended_ms: int,
     ) -> None:
-        """Count one batch that was computed and committed; `queue_ns` and `total_ns` are sums over its requests."""
+        """Count one batch of `batch_samples` that was computed and committed.
+
+        `requests` and `samples` are those that were answered, `queue_ns` and `total_ns` sums over these requests.
+        """
         self.last_inference_ms = max(self.last_inference_ms, ended_ms)
         self.samples += samples
         self.executions += 1
         self.success.add(requests, total_ns)
         self.queue.add(requests, queue_ns)
         self.compute.add(requests, compute_ns * requests)
-        self.batches.setdefault(samples, Span()).add(1, compute_ns)
+        self.batches.setdefault(batch_samples, Span()).add(1, compute_ns)
 
     def failed(self) -> None:
         """Count one request that got an error after it was queued."""
