@@ -347,7 +347,7 @@ class Batcher:
         job.future.set_result(Answer(outputs, appended.record, receipt, not fresh))
 
     def _observe(self, batch: _Batch, answered: list[Job]) -> None:
-        """Count a batch that was recorded; `answered` are its jobs but for those whose id belongs to another payload."""
+        """Count a batch that was recorded; `answered` are its jobs but for those with another payload's id."""
         settled_ns = time.perf_counter_ns()
         samples = sum(job.samples for job in batch.jobs)
         self._model_metrics.batch_samples.observe(samples)
