@@ -95,11 +95,12 @@ def check_server_pair(certificate: bytes, key: bytes) -> float:
         loaded = x509.load_pem_x509_certificate(certificate)
         private = serialization.load_pem_private_key(key, password=None)
         together = loaded.public_key() == private.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        ends_at_s = loaded.not_valid_after_utc.timestamp()
+    except _UNREADABLE as error:
         raise Malformed("server.pem and server.key are not a certificate and its private key in PEM") from error
     if not together:
         raise Malformed("the certificate in server.pem is not for the key in server.key")
-    return loaded.not_valid_after_utc.timestamp()
+    return ends_at_s
 
 
 def _subject(name: str) -> x509.Name:
