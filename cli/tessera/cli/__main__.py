@@ -1,5 +1,5 @@
 """`python -m tessera.cli` is the `tessera` command, also where no script is installed."""
 
-from tessera.cli.main import main
+from tessera.cli.entry import main
 
 main()

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -66,13 +67,41 @@ def described(error: Exception) -> dict[str, str]:
         return {
             "reason": "not-installed",
             "message": f"this command needs the module {error.name}, which is not installed",
-            "remedy": "install the extra that brings it: tessera-appliance[server], [vendor] or [demo]",
+            "remedy": _installation(error.name),
         }
     return {
         "reason": "internal",
         "message": f"unexpected {type(error).__name__}; this is a fault of Tessera",
         "remedy": "run it again with TESSERA_DEBUG=1 and report the traceback",
     }
+
+
+BROUGHT_BY: Mapping[str, str] = {
+    "typer": "cli",
+    "rich": "cli",
+    "grpc_health": "cli",
+    "pydantic_settings": "server",
+    "sqlalchemy": "server",
+    "alembic": "server",
+    "structlog": "server",
+    "prometheus_client": "server",
+    "grpc_reflection": "server",
+    "google.rpc": "server",
+    "uvloop": "server",
+    "torch": "vendor",
+    "safetensors": "vendor",
+    "matplotlib": "vendor",
+    "PIL": "vendor",
+    "sklearn": "demo",
+}
+"""Module → the extra to install for it. torch is the server's too, which misses others of this list first."""
+
+
+def _installation(module: str) -> str:
+    for known, extra in BROUGHT_BY.items():
+        if f"{module}.".startswith(f"{known}."):
+            return f"pip install 'tessera-appliance[{extra}]'"
+    return "install tessera-appliance again: something that it depends on is missing"
 
 
 def _remedy(error: TesseraError) -> str:
@@ -97,7 +126,8 @@ def _fail(error: Exception, *, as_json: bool) -> int:
         traceback.print_exception(error)
     told = described(error)
     if as_json:
-        print(json.dumps({"error": told}), flush=True)
+        with suppress(OSError):  # a full disk or a closed pipe: the sentence below is what is left
+            print(json.dumps({"error": told}), flush=True)
     _tell(told)
     return 1
 
