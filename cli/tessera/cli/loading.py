@@ -3,6 +3,7 @@
 A passphrase is asked for only when a key file needs one.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from tessera.cli import kinds
 from tessera.cli.passphrases import lazily
 from tessera.cli.reading import reading
-from tessera.keystore.errors import Conflict, Malformed, NotFound
+from tessera.keystore.errors import Conflict, Denied, Malformed, NotFound
 
 if TYPE_CHECKING:
     from tessera.keystore.grant import PackageSecrets
@@ -103,11 +104,12 @@ def refuse_existing(*paths: Path) -> None:
 
 
 def new_file(*paths: Path) -> None:
-    """As `refuse_existing`; also raises `NotFound` when the folder in which a file would lie does not exist."""
+    """As `refuse_existing`; also raises `NotFound` or `Denied` where no file can be made, before any work is done."""
     refuse_existing(*paths)
     for path in paths:
         if not path.parent.is_dir():
             raise NotFound(f"{path} cannot be written: {path.parent} is no folder", remedy="make the folder first")
+        _check_writable(path, path.parent)
 
 
 def new_folder(path: Path) -> None:
@@ -117,13 +119,13 @@ def new_folder(path: Path) -> None:
 
 
 def possible_folder(path: Path) -> None:
-    """Raise `Conflict` when `path` is no folder and cannot be made one, because a file is in its place."""
-    if path.is_dir():
-        return
-    if path.exists():
+    """Raise `Conflict` when a file is in the place of `path` or its parents, `Denied` when nobody may write there."""
+    if path.exists() and not path.is_dir():
         raise Conflict(f"{path} is not a folder", remedy="choose another folder")
-    if (found := next(parent for parent in path.absolute().parents if parent.exists())) and not found.is_dir():
+    found = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not found.is_dir():
         raise Conflict(f"{path} cannot be made: {found} is not a folder", remedy="choose another folder")
+    _check_writable(path, found)
 
 
 def replaceable_file(path: Path) -> None:
@@ -132,6 +134,15 @@ def replaceable_file(path: Path) -> None:
         raise Conflict(f"{path} is a folder", remedy="name a file")
     if not path.exists():
         new_file(path)
+
+
+def _check_writable(path: Path, folder: Path) -> None:
+    """Raise `Denied` when nothing can be made in `folder`: hours of training must not end at a closed door."""
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise Denied(
+            f"{path} cannot be written: {folder} is closed to you or read-only",
+            remedy="check the folder's owner and permissions, or choose another",
+        )
 
 
 def _check_role(path: Path, public: "PublicIdentity", role: "Role") -> None:

@@ -94,7 +94,7 @@ _REMEDIES: dict[type[TesseraError], str] = {
     WrongKey: "give the passphrase or key that belongs to this file",
     Denied: "check the file's owner and permissions",
     NotFound: "check the path",
-    Unavailable: "check that the disk is there and has room, then run it again",
+    Unavailable: "check owner and permissions, and that the disk is there and has room; then run it again",
 }
 
 

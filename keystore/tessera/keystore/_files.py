@@ -76,7 +76,7 @@ def write_atomically(path: Path, raw: bytes | Iterable[bytes], *, mode: int, ove
     except FileNotFoundError as error:
         raise NotFound(f"there is no folder {path.parent}") from error
     except PermissionError as error:
-        raise Denied(f"{path} cannot be written") from error
+        raise Denied(f"{path} cannot be written", remedy="check the owner and permissions of its folder") from error
     except (OSError, ValueError) as error:
         raise Unavailable(f"{path} cannot be written") from error
 

@@ -280,7 +280,8 @@ def _exclusive(directory: Path, admin_socket: Path) -> Iterator[None]:
     try:
         descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
-        raise Unavailable("the key store's directory cannot be written") from None
+        remedy = "check that it belongs to whoever runs the server, and that its disk has room"
+        raise Unavailable("the key store's directory cannot be written", remedy=remedy) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
