@@ -60,6 +60,7 @@ def status(keystore: KeystoreArgument, as_json: JsonFlag = False) -> None:
             "models": len(opened.packages()),
             "licences": len(opened.licences()),
             "ledger_records": opened.ledger_head()[0],
+            **_certificate(opened),
             "server": "stopped",
             "sealed": True,
         }
@@ -71,7 +72,7 @@ def status(keystore: KeystoreArgument, as_json: JsonFlag = False) -> None:
 @keystore_app.command("trust", epilog="Example: tessera keystore trust node acme.key.pub")
 def trust(
     keystore: KeystoreArgument,
-    issuer: Annotated[list[Path], typer.Argument(metavar="PUB…", help="Public identities of issuers.")],
+    issuer: Annotated[list[Path], typer.Argument(metavar="PUB", help="Public identities of issuers.")],
     as_json: JsonFlag = False,
 ) -> None:
     """Trust an issuer: its packages may be published here and its licences are honoured."""
@@ -164,16 +165,13 @@ def certificate(
     """Renew the server's certificate for two years, under the same CA; a running server shows it to the next client."""
     from tessera.cli import node
     from tessera.cli.passphrases import passphrase
-    from tessera.keystore.store import tls
 
     hosts = [*LOCAL_HOSTS, *host] if host else None
     with node.store(keystore) as opened:
         opened.unseal(passphrase(f"the key store {keystore}", passphrase_file))
         with argument("--host", "give a DNS name or an IP address, without a port"):
             opened.renew_server_certificate(hosts, now_s=time.time())
-        key, pem = ((keystore / "tls" / name).read_bytes() for name in ("server.key", "server.pem"))
-    ends = format_moment(tls.check_server_pair(pem, key))
-    document = {"keystore": str(keystore), "hosts": list(tls.hosts_of(pem)), "ends": ends}
+        document = {"keystore": str(keystore)} | _certificate(opened)
     console.emit(document, as_json=as_json, show=lambda: [console.fields(document)])
 
 
@@ -185,6 +183,18 @@ def _described(opened: "Store", keystore: Path) -> dict[str, Any]:
         "node_id": public.key_id,
         "public_file": str(keystore / "node.pub"),
     }
+
+
+def _certificate(opened: "Store") -> dict[str, Any]:
+    """Return what clients check of the server's certificate; None where it is lost or damaged."""
+    from tessera.keystore.errors import Malformed, NotFound
+    from tessera.keystore.store import tls
+
+    try:
+        found = opened.server_certificate()
+        return {"hosts": list(tls.hosts_of(found)), "certificate_ends": format_moment(tls.expires_at_s(found))}
+    except (Malformed, NotFound):
+        return {"hosts": None, "certificate_ends": None}
 
 
 def _live(keystore: Path) -> dict[str, Any]:

@@ -73,6 +73,40 @@ def test_rotate_and_rewrap(bench: Bench) -> None:
     assert told["rewrapped"] > 0
 
 
+def test_the_certificate_can_be_renewed(bench: Bench) -> None:
+    """It lasts two years: without a command for it, the node would then be unreachable for good."""
+    opened = {"TESSERA_PASSPHRASE": PASSPHRASE.decode()}
+    authority = (bench.node / "ca.pem").read_bytes()
+    told = document("keystore", "certificate", bench.node, "--host", "gpu2.test", **opened)
+    assert told["hosts"] == ["localhost", "127.0.0.1", "::1", "gpu2.test"]
+    first = (bench.node / "tls" / "server.pem").read_bytes()
+    assert document("keystore", "certificate", bench.node, **opened)["hosts"] == told["hosts"]
+    assert (bench.node / "tls" / "server.pem").read_bytes() != first
+    assert (bench.node / "ca.pem").read_bytes() == authority
+    shown = document("keystore", "status", bench.node)
+    assert (shown["hosts"], shown["certificate_ends"]) == (told["hosts"], told["certificate_ends"])
+
+
+def test_a_lost_certificate_comes_back_for_the_hosts_that_are_named(bench: Bench) -> None:
+    """Status still answers, and renewing says what it cannot know."""
+    opened = {"TESSERA_PASSPHRASE": PASSPHRASE.decode()}
+    certificate = bench.node / "tls" / "server.pem"
+    for spoil in (lambda: certificate.write_bytes(b"none"), certificate.unlink):
+        spoil()
+        assert document("keystore", "status", bench.node)["certificate_ends"] is None
+        assert refusal("keystore", "certificate", bench.node, **opened)["message"].startswith("--host: ")
+    document("keystore", "certificate", bench.node, "--host", "gpu2.test", **opened)
+    assert document("keystore", "status", bench.node)["certificate_ends"] is not None
+
+
+def test_hosts_that_no_certificate_can_name(bench: Bench) -> None:
+    """A port or a blank is the usual mistake."""
+    error = refusal(
+        "keystore", "certificate", bench.node, "--host", "gpu2.test:8001", TESSERA_PASSPHRASE=PASSPHRASE.decode()
+    )
+    assert error["message"].startswith("--host: ")
+
+
 @pytest.mark.slow
 def test_the_passphrase_can_be_changed(bench: Bench, tmp_path: Path) -> None:
     """The old one opens the store no more."""

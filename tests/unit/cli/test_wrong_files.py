@@ -22,6 +22,7 @@ CALLS = {
     "--identity {locked.key} --licence {licence} --passphrase-file {passphrase}",
     "keys buyer": "--key {input.key} --copyright {record.json} --out @new --passphrase-file ~passphrase",
     "keys new": "--kind input --out @new --passphrase-file {passphrase}",
+    "keystore certificate": "{node} --passphrase-file {passphrase}",
     "keystore init": "%new --passphrase-file {passphrase}",
     "keystore passphrase": "{node} --passphrase-file {passphrase} --new-passphrase-file {passphrase}",
     "keystore rotate": "{node} --passphrase-file {passphrase}",

@@ -47,7 +47,8 @@ SECRET_METHODS: dict[str, Callable[[Store], object]] = {
 }
 PUBLIC_METHODS = {
     "create", "open", "close", "sealed", "unseal", "seal", "trust_issuer", "issuers", "issuer_names", "publish",
-    "packages", "package", "install_licence", "installed", "licences", "apply_revocations", "revocation_list",
+    "server_certificate", "packages", "package", "install_licence", "installed", "licences", "apply_revocations",
+    "revocation_list",
     "revoked", "append_usage", "find_usage", "usage_records", "ledger_head", "samples_used", "usage_totals",
     "clock_mark_us", "note_time",
 }  # fmt: skip

@@ -224,12 +224,16 @@ class Store:
         key = self._barrier.secret(TLS_CA, MAIN)
         folder = self.directory / TLS_FOLDER
         if hosts is None:
-            hosts = tls.hosts_of(read_limited(folder / SERVER_CERTIFICATE, max_bytes=MAX_CERTIFICATE_BYTES))
+            hosts = tls.hosts_of(self.server_certificate())
         with self._database.reading() as connection:
             certificate = meta.require(connection, meta.CA_CERTIFICATE)
         write_server_files(folder, tls.issue_server_certificate(tls.Credentials(certificate, key), hosts, now_s=now_s))
 
     # --- what is public: works sealed and unsealed ---
+
+    def server_certificate(self) -> bytes:
+        """Return the server's certificate in PEM. Raises `NotFound` when the folder `tls` is lost."""
+        return read_limited(self.directory / TLS_FOLDER / SERVER_CERTIFICATE, max_bytes=MAX_CERTIFICATE_BYTES)
 
     def trust_issuer(self, public: PublicIdentity) -> None:
         """Accept packages, licences and revocation lists of an issuer. Raises `Malformed` for another role."""

@@ -103,6 +103,14 @@ def check_server_pair(certificate: bytes, key: bytes) -> float:
     return ends_at_s
 
 
+def expires_at_s(certificate: bytes) -> int:
+    """Return the Unix time at which a certificate in PEM ends. Raises `Malformed`."""
+    try:
+        return int(x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp())
+    except ValueError as error:
+        raise Malformed("server.pem is not a server's certificate") from error
+
+
 def _subject(name: str) -> x509.Name:
     attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Tessera")]
     return x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
