@@ -5,14 +5,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
 
 WIDTH_WITHOUT_TERMINAL = 160
 """Columns assumed when output goes to a file or a pipe, so that key ids are not broken in two."""
+
+_ANY_WIDTH: Final = 10_000
+"""More columns than a table of ours needs."""
 
 SECONDS_BETWEEN_LINES = 30
 """Of a long step, where there is no terminal for a bar."""
@@ -42,7 +46,7 @@ def emit(document: Mapping[str, Any], *, as_json: bool, show: Callable[[], Itera
 
 
 def fields(pairs: Mapping[str, object]) -> "Table":
-    """Return a two-column listing of `pairs`; `None` prints as a dash."""
+    """Return a two-column listing of `pairs`, each value as `told` puts it."""
     from rich.table import Table
     from rich.text import Text
 
@@ -50,12 +54,16 @@ def fields(pairs: Mapping[str, object]) -> "Table":
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in pairs.items():
-        grid.add_row(Text(name), Text("–" if value is None else str(value)))
+        grid.add_row(Text(name), Text(told(value)))
     return grid
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> "Table":
-    """Return a table of plain text cells; numbers are right-aligned, `None` prints as a dash."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> "RenderableType":
+    """Return a table of plain text cells; numbers are right-aligned, `None` prints as a dash.
+
+    Where the columns have no room for their longest words, each row becomes a listing of its own: an id that is broken
+    over several lines can be neither copied nor searched for.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -64,10 +72,45 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = bool(cells) and all(isinstance(row[index], int | float) for row in cells)
-        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        words = not any(" " in told(row[index]) for row in cells)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=words)
     for row in cells:
-        made.add_row(*(Text("–" if cell is None else str(cell)) for cell in row))
-    return made
+        made.add_row(*(Text(told(cell)) for cell in row))
+    return _Fitting(made, [fields(dict(zip(columns, row, strict=True))) for row in cells])
+
+
+def told(value: object) -> str:
+    """Return a value as a person reads it: no braces, no quotes, `None` and what is empty as a dash."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{told(name)} {told(held)}" for name, held in value.items()) or "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(told(held) for held in value) or "–"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """A table where there is room for it, else its rows one below the other."""
+
+    table: "Table"
+    rows: Sequence["RenderableType"]
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.measure import Measurement
+
+        needed = Measurement.get(console, options.update(max_width=_ANY_WIDTH), self.table).minimum
+        if needed <= options.max_width or not self.rows:
+            yield self.table
+            return
+        if self.table.title:
+            yield self.table.title
+        for number, row in enumerate(self.rows):
+            yield from ([""] if number else [])
+            yield row
 
 
 @contextmanager

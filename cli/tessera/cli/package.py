@@ -15,6 +15,7 @@ from tessera.cli.reading import argument, reading
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from tessera.keystore.canonical import Json
     from tessera.keystore.grant import PackageSecrets
     from tessera.keystore.package import Manifest, SealedPackage
 
@@ -181,10 +182,22 @@ def _shown(document: dict[str, Any]) -> list["RenderableType"]:
     rows = [
         [tier["tier"], tier["name"], quality_text(tier["quality"]), tier["patch_bytes"]] for tier in document["tiers"]
     ]
+    read = document | {"transform": _transform_text(document["transform"])}
     return [
-        console.fields({name: value for name, value in document.items() if name != "tiers"}),
+        console.fields({name: value for name, value in read.items() if name != "tiers"}),
         console.table(("tier", "name", "quality", "patch bytes"), rows, title="tiers"),
     ]
+
+
+def _transform_text(steps: list["Json"] | None) -> str | list["Json"] | None:
+    """Return a manifest's steps as `--transform` takes them; as they are where they are of a later release."""
+    from tessera.keystore.errors import Malformed
+    from tessera.transforms import TransformSpec
+
+    try:
+        return str(TransformSpec.from_json(steps)) if steps else None
+    except Malformed:
+        return steps
 
 
 def quality_text(quality: Mapping[str, float]) -> str:

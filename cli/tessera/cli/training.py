@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _STEPS = 1000
 """Parts of the bar."""
 
+_WIDE = 120
+"""Columns from which there is room for everything; in fewer the text keeps what matters most."""
+
 
 def run_training(
     recipe: "Recipe",
@@ -61,7 +64,7 @@ def prepared_training(
 
     chosen = {name: value for name, value in (changes or {}).items() if value is not None}
     task = replace(recipe.task(data), **chosen)
-    with _bar(f"training {recipe.name}") as bar:
+    with shown_training(f"training {recipe.name}") as bar:
         options["wrong_keys"] = WRONG_KEYS if wrong_keys is None else wrong_keys
         yield task, {**options, "progress": bar.after_epoch, "pulses": bar.within_epoch}
 
@@ -87,19 +90,26 @@ class _TrainingLines:
 class _TrainingBar:
     """One bar: how far the run is, and what the last epoch reached."""
 
-    def __init__(self, bar: "Bar", task: "TaskID") -> None:
-        self._bar, self._task, self._reached = bar, task, ""
+    def __init__(self, bar: "Bar", task: "TaskID", *, wide: bool) -> None:
+        self._bar, self._task, self._reached, self._wide = bar, task, "", wide
 
     def within_epoch(self, at: "Pulse") -> None:
         """Show a pulse."""
-        text = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}{self._reached}  {at.samples_per_s:,.0f} samples/s"
-        self._show(at.done, f"{text}  {format_remaining(at.remaining_s)} left")
+        self._show(at.done, f"{self._text(at)}  {format_remaining(at.remaining_s)} left")
 
     def after_epoch(self, at: "Progress") -> None:
         """Show an epoch's result."""
         self._reached = f"  test {at.metric.replace('_', ' ')} {at.test_score:.1%}"
-        text = f"epoch {at.epoch}/{at.epochs}  loss {at.loss:.3f}{self._reached}  {at.samples_per_s:,.0f} samples/s"
-        self._show(at.epoch / at.epochs, text if at.epoch < at.epochs else f"{text}  trying wrong keys")
+        text = self._text(at)
+        if at.epoch == at.epochs:
+            text = f"{text if self._wide else self._reached.strip()}  trying wrong keys"
+        self._show(at.epoch / at.epochs, text)
+
+    def _text(self, at: "Pulse | Progress") -> str:
+        epoch, loss = f"epoch {at.epoch}/{at.epochs}", f"  loss {at.loss:.3f}"
+        if self._wide:
+            return f"{epoch}{loss}{self._reached}  {at.samples_per_s:,.0f} samples/s"
+        return f"{epoch}{self._reached or loss}"
 
     def _show(self, done: float, text: str) -> None:
         self._bar.update(self._task, completed=round(done * _STEPS), text=text)
@@ -114,18 +124,21 @@ def format_remaining(seconds: float) -> str:
 
 
 @contextmanager
-def _bar(label: str) -> Iterator[_TrainingBar | _TrainingLines]:
+def shown_training(label: str) -> Iterator[_TrainingBar | _TrainingLines]:
+    """Yield what a training reports to: a bar in a terminal, elsewhere a line after each epoch."""
     if not sys.stderr.isatty():
         yield _TrainingLines(label)
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    screen = console.err()
+    wide = screen.width >= _WIDE
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
+        *((BarColumn(bar_width=20),) if wide else ()),
         TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
+        *((TimeElapsedColumn(),) if wide else ()),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=console.err()) as bar:
-        yield _TrainingBar(bar, bar.add_task(label, total=_STEPS, text=""))
+    with Progress(*columns, console=screen) as bar:
+        yield _TrainingBar(bar, bar.add_task(label, total=_STEPS, text=""), wide=wide)

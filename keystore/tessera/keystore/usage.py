@@ -113,7 +113,7 @@ class UsageRecord(UsageDraft):
 
     def to_claims(self) -> dict[str, Json]:
         """Return the record as a JSON object; the fields have the names of the attributes."""
-        return {name: getattr(self, name) for name in _FIELDS}
+        return {name: getattr(self, name) for name in _NAMES}
 
     @classmethod
     def from_claims(cls, claims: object) -> Self:
@@ -121,7 +121,8 @@ class UsageRecord(UsageDraft):
         return cls(**check_fields(claims, _FIELDS, frozenset(), "usage record"))
 
 
-_FIELDS = frozenset(f.name for f in fields(UsageRecord))
+_NAMES = tuple(f.name for f in fields(UsageRecord))
+_FIELDS = frozenset(_NAMES)
 
 
 @dataclass(frozen=True, slots=True)

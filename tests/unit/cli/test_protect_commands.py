@@ -1,14 +1,18 @@
 """`tessera protect`: recipes and samples, options that change a run, and refusals that name what to do."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from support.cli import document, invoke, refusal
 from tessera.cli import console
-from tessera.cli.training import format_remaining
+from tessera.cli.training import format_remaining, shown_training
+from tessera.protect import Progress, Pulse
 
 
 def test_recipes_say_what_they_need() -> None:
@@ -70,6 +74,29 @@ def test_without_a_terminal_long_steps_tell_where_they_are(
         "sealing: 25%",
         "sealing: 100%",
     ]
+
+
+@pytest.mark.parametrize(("width", "rate"), [(80, False), (140, True)])
+def test_results_stay_readable_in_a_narrow_terminal(width: int, rate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 80 columns bar, loss and rate give way; epoch, score and the time left are there whole."""
+    written = io.StringIO()
+    screen = Console(file=written, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(console, "err", lambda: screen)
+    monkeypatch.setattr(sys, "stderr", _Terminal())
+    with shown_training("training cifar10-fast") as shown:
+        shown.after_epoch(Progress(3, 30, 0.626, 0.934, "accuracy", 1.0, 7428.0))
+        shown.within_epoch(Pulse(4, 30, 0.12, 0.512, 7428.0, 4000.0))
+    last = written.getvalue().replace("\x1b[?25h", "").splitlines()[-1]
+    assert "training cifar10-fast" in last
+    assert "epoch 4/30" in last
+    assert "test accuracy 93.4%" in last
+    assert last.rstrip().endswith("1 h 7 min left")
+    assert ("loss 0.512" in last, "samples/s" in last, "━" in last) == (rate, rate, rate)
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.mark.parametrize(

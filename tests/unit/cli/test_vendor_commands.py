@@ -36,6 +36,14 @@ def test_inspect_shows_the_manifest(bench: Bench) -> None:
     assert [part["name"] for part in told["parts"] if part["kind"] == "tensor"] == ["bias", "weight"]
 
 
+def test_inspect_is_in_words_for_a_person(bench: Bench) -> None:
+    """The transform as `--transform` takes it, and no notation of a programming language anywhere."""
+    shown = invoke("package", "inspect", bench.package).stdout
+    assert ["transform", "shf:4"] in [line.split() for line in shown.splitlines()]
+    assert ["verified", "no"] in [line.split() for line in shown.splitlines()]
+    assert not {"{", "}", "'"} & set(shown)
+
+
 def test_verify_checks_signature_digests_and_with_the_keys_every_chunk(bench: Bench) -> None:
     """The vendor can hold a package against its keys before shipping it."""
     arguments = ("package", "verify", bench.package, "--issuer", f"{bench.issuer}.pub")

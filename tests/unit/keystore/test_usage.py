@@ -42,6 +42,11 @@ def test_record_vectors(case: dict[str, str]) -> None:
     assert record.digest == case["digest"]
 
 
+def test_claims_keep_the_order_of_the_fields() -> None:
+    """What `usage verify` and `infer --json` print is the same from run to run, and can be compared line by line."""
+    assert list(RECORDS[0].to_claims()) == FIELDS
+
+
 def test_chain_vector() -> None:
     """The chain, its checkpoint and its receipt verify, from the genesis printed."""
     vector = load("usage")
