@@ -23,7 +23,9 @@ def health(
     ] = None,
     service: Annotated[str, typer.Option(help="gRPC service to ask about; empty: the server as a whole.")] = "",
     plaintext: Annotated[bool, typer.Option("--insecure-plaintext", help="Speak without TLS.")] = False,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the answer.")] = 5.0,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Seconds to wait for the answer.")
+    ] = 5.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask a server whether it serves; exit status 0 only when it does."""

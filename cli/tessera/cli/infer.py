@@ -39,14 +39,16 @@ OutOption = Annotated[
 ReceiptsOption = Annotated[
     Path | None, typer.Option("--receipts", metavar="DIR", help="Keep each usage receipt as DIR/SEQUENCE.receipt.")
 ]
-TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for each answer.")]
+TimeoutOption = Annotated[
+    float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Seconds to wait for each answer.")
+]
 MessageOption = Annotated[
     int, typer.Option("--max-message", metavar="MIB", min=1, max=2047, help="Largest request or answer, in MiB.")
 ]
 InputFiles = Annotated[
     list[Path],
     typer.Argument(
-        metavar="INPUT…",
+        metavar="INPUT",
         help="A .npy array of uint8 (one sample or a batch, in the model's layout), or an image of exactly the model's "
         "size (PNG or JPEG; needs Pillow).",
     ),
@@ -54,7 +56,9 @@ InputFiles = Annotated[
 ModelOption = Annotated[str, typer.Option(help="Model name.")]
 TopOption = Annotated[
     int | None,
-    typer.Option("--top", min=1, help="Most classes to show for each sample; default: 1, and 8 for an output image."),
+    typer.Option(
+        "--top", min=1, metavar="N", help="Most classes to show for each sample; default: 1, and 8 for an output image."
+    ),
 ]
 
 

@@ -68,14 +68,16 @@ PeriodOption = Annotated[Period, typer.Option("--quota-period", help="Over what 
 RateOption = Annotated[
     int | None, typer.Option("--rate", metavar="N", min=1, max=10**9, help="Samples a second; default: no limit.")
 ]
-SessionsOption = Annotated[int, typer.Option("--sessions", min=1, max=100_000, help="Sessions open at the same time.")]
+SessionsOption = Annotated[
+    int, typer.Option("--sessions", min=1, max=100_000, metavar="N", help="Sessions open at the same time.")
+]
 TierOption = Annotated[
     str | None, typer.Option("--tier", metavar="N|NAME", help="Tier of quality, by number or name; default: the best.")
 ]
 PolicyOption = Annotated[Action, typer.Option("--expiry-policy", help="What happens at the end of the licence.")]
 GraceOption = Annotated[str, typer.Option("--grace", metavar="DURATION", help="Grace after the end, like 7d.")]
 DegradeOption = Annotated[
-    int | None, typer.Option("--degrade-to", min=1, max=255, help="Tier during grace, with degrade.")
+    int | None, typer.Option("--degrade-to", min=1, max=255, metavar="N", help="Tier during grace, with degrade.")
 ]
 CopyrightOption = Annotated[
     Path | None,
@@ -83,7 +85,7 @@ CopyrightOption = Annotated[
         "--copyright", metavar="FILE", help="The buyer's copyright record, for a model that was made for records."
     ),
 ]
-LicenceFiles = Annotated[list[Path], typer.Argument(metavar="LICENCE…", help="Licence files.")]
+LicenceFiles = Annotated[list[Path], typer.Argument(metavar="LICENCE", help="Licence files.")]
 
 
 @licence_app.command(

@@ -1,5 +1,7 @@
 """The `tessera` command: what there is, and the entry point."""
 
+from typing import Annotated
+
 import typer
 
 from tessera.cli import console
@@ -23,12 +25,28 @@ from tessera.cli.usage import usage_app
 app = typer.Typer(
     name="tessera",
     cls=BoundaryGroup,
-    help="Models that work for licensed buyers only: protect, package, license, serve, meter.",
     epilog="Every command takes --help. Exit status: 0 done, 1 refused or failed, 2 usage.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from tessera.client._version import __version__
+
+        print(f"tessera {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Models that work for licensed buyers only: protect, package, license, serve, meter."""
+
 
 VENDOR, OPERATOR, BUYER, ALL = "Vendor", "Operator", "Buyer", "Everyone"
 

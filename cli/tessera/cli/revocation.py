@@ -24,7 +24,7 @@ _LICENCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 def revoke(
     licence_ids: Annotated[
-        list[str], typer.Argument(metavar="LICENCE_ID…", help="Ids of the licences to revoke, or their licence files.")
+        list[str], typer.Argument(metavar="LICENCE_ID", help="Ids of the licences to revoke, or their licence files.")
     ],
     issuer: IssuerKey,
     list_file: Annotated[

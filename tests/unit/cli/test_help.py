@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from support.cli import document, invoke
 from tessera.cli.main import app
@@ -85,6 +86,21 @@ def test_version_names_the_distribution() -> None:
     from tessera.client._version import __version__
 
     assert document("version")["tessera"] == __version__
+
+
+def test_the_usual_flag_prints_the_version() -> None:
+    """What one types first at an unknown command."""
+    from tessera.client._version import __version__
+
+    result = invoke("--version")
+    assert (result.exit_code, result.stdout) == (0, f"tessera {__version__}\n")
+
+
+def test_bash_completes_commands_and_options() -> None:
+    """The shell's script asks the command itself, so that what it offers is what there is."""
+    asked = {"_TESSERA_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
+    result = CliRunner().invoke(app, [], prog_name="tessera", env=asked | {"COMP_WORDS": "tessera licence issue --exp"})
+    assert result.stdout.split() == ["--expiry-policy"]
 
 
 def test_a_mistyped_command_is_a_usage_error_with_a_suggestion() -> None:
