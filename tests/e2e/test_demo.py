@@ -60,6 +60,7 @@ def test_every_refusal_shows_its_reason(kept: Path) -> None:
     observed = {entry["name"]: entry["observed"] for entry in findings["expectations"]}
     assert {name: observed[name] for name in REFUSALS} == REFUSALS
     assert observed["samples charged for all these refusals"] == "0"
+    assert observed["files that contain the passphrase"] == "none"
 
 
 def test_nothing_kept_is_open_to_others(kept: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tessera.cli import console
 from tessera.keystore.errors import TesseraError
 
 NOTHING_RAISED = "nothing was refused"
@@ -30,7 +31,7 @@ class Findings:
 
     def expect(self, name: str, expected: object, observed: object) -> None:
         """Record that `observed` should equal `expected`."""
-        self.expectations.append(Expectation(name, str(expected), str(observed), expected == observed))
+        self.expectations.append(Expectation(name, _words(expected), _words(observed), expected == observed))
 
     def expect_at_least(self, name: str, bound: float, observed: float) -> None:
         """Record that a share in 0 … 1 should reach `bound`."""
@@ -63,3 +64,7 @@ class Findings:
             "throughput_samples_per_s": round(self.throughput_samples_per_s, 1),
             "usage": self.usage,
         }
+
+
+def _words(value: object) -> str:
+    return "none" if value == [] else console.told(value)
