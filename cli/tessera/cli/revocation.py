@@ -13,7 +13,7 @@ from tessera.cli import console, kinds
 from tessera.cli.loading import new_file
 from tessera.cli.options import IssuerKey, JsonFlag, PassphraseFile
 from tessera.cli.reading import argument, reading
-from tessera.keystore.errors import Malformed, NotFound
+from tessera.keystore.errors import Malformed, NotFound, TesseraError
 
 if TYPE_CHECKING:
     from tessera.keystore.revocation import RevocationList
@@ -54,7 +54,12 @@ def revoke(
         updated = revocation.issue(number=number, revoked=revoked, issuer=signer, now_s=now_s)
     revocation.supersede(current, updated)
     _replace(list_file, updated)
-    closed = node.apply_revocations(keystore, updated) if keystore is not None else None
+    try:
+        closed = node.apply_revocations(keystore, updated) if keystore is not None else None
+    except TesseraError as error:
+        if error.reason == "revocation-rollback":  # the usual remedy, to ask the issuer, is no help to the issuer
+            error.remedy = f"add to the list that is in force on {keystore} by --list; {list_file} is not that one"
+        raise
     document = {
         "list": str(list_file),
         "number": updated.number,

@@ -107,6 +107,17 @@ def test_hosts_that_no_certificate_can_name(bench: Bench) -> None:
     assert error["message"].startswith("--host: ")
 
 
+def test_a_second_list_is_refused_with_the_way_out(bench: Bench, tmp_path: Path) -> None:
+    """Started anew, a list would take back what the first one revoked; its issuer is told which list to give."""
+    call = ("licence", "revoke", "--issuer", bench.issuer, "--keystore", bench.node, "--list")
+    document(*call, tmp_path / "first.jwt", "licence-a")
+    for _ in range(2):  # the second time it has a higher number and still leaves licence-a out
+        error = refusal(*call, tmp_path / "second.jwt", "licence-b")
+        assert error["reason"] == "revocation-rollback"
+        assert error["remedy"].startswith(f"add to the list that is in force on {bench.node}")
+    assert document(*call, tmp_path / "first.jwt", "licence-b")["revoked"] == 2
+
+
 @pytest.mark.slow
 def test_the_passphrase_can_be_changed(bench: Bench, tmp_path: Path) -> None:
     """The old one opens the store no more."""
