@@ -124,9 +124,10 @@ async def test_ports_that_are_taken_are_refused(tmp_path: Path) -> None:
     other = make_site(tmp_path / "other")
     async with running(tmp_path) as site:
         for taken in ({"port": site.appliance.port}, {"metrics_port": site.appliance.metrics_port}):
-            with pytest.raises(Unavailable):
+            with pytest.raises(Unavailable) as caught:
                 async with Appliance(other.settings(**taken)):
                     pass
+            assert "listen" in (caught.value.remedy or "")
     async with Appliance(other.settings(), passphrase=PASSPHRASE):
         pass
 

@@ -8,6 +8,7 @@ def main() -> None:
     """Run the command line; never returns."""
     if sys.stdout is None:  # closed by the caller, as in `tessera … >&-`
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the process is
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or gRPC's own remarks stand above our sentence
     try:
         from tessera.cli.main import main as run
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """`tessera health`: the probe that containers and scripts use; asks `grpc.health.v1` over TLS."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from tessera.cli.options import JsonFlag, parse_address
 from tessera.keystore.errors import Unavailable
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_UNVERIFIED = re.compile(r"CERTIFICATE_VERIFY_FAILED|Hostname Verification Check")
 
 
 def health(
@@ -59,6 +61,12 @@ def ask(server: str, *, ca: Path | None, service: str = "", plaintext: bool = Fa
                 health_pb2.HealthCheckRequest(service=service), timeout=timeout_s
             )
         except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and _UNVERIFIED.search(error.details() or ""):
+                raise Unavailable(
+                    f"{server} answers, and its certificate does not prove that it is the server you asked for",
+                    reason="server-unverified",
+                    remedy="give --ca the ca.pem of this very node, and an address that its certificate names",
+                ) from None
             code = error.code().name if isinstance(error, grpc.Call) else "no answer"
             raise Unavailable(
                 f"{server} cannot be reached ({code})",

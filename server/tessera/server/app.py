@@ -251,7 +251,10 @@ def _bind(server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerC
     except RuntimeError:
         port = 0
     if port == 0:
-        raise Unavailable(f"the port {settings.port} cannot be bound", remedy="is another server running?")
+        raise Unavailable(
+            f"the port {settings.port} cannot be bound",
+            remedy="stop what listens there, or choose another with --listen",
+        )
     return port
 
 

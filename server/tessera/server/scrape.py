@@ -41,7 +41,8 @@ class MetricsServer:
                 handler_class=_QuietHandler,
             )
         except (OSError, OverflowError):
-            raise Unavailable(f"the metrics port {port} cannot be bound", remedy="is another server running?") from None
+            remedy = "stop what listens there, or choose another with --metrics-listen"
+            raise Unavailable(f"the metrics port {port} cannot be bound", remedy=remedy) from None
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_S,), name="tessera-metrics", daemon=True
         )

@@ -52,6 +52,17 @@ def buyer_files(site: Site, folder: Path) -> list[object]:
     return [*arguments, "--licence", folder / "licence"]
 
 
+async def test_health_tells_another_server_from_none(tmp_path: Path) -> None:
+    """Something that answers under another authority is no reason to look whether the server runs."""
+    async with running(tmp_path / "ours") as ours, running(tmp_path / "other") as other:
+        wrong = await refused("health", "--server", ours.target, "--ca", other.directory / "ca.pem")
+        assert wrong["reason"] == "server-unverified"
+        assert "ca.pem" in wrong["remedy"]
+        address = f"[::1]:{ours.target.rpartition(':')[2]}"
+    gone = await refused("health", "--server", address, "--ca", ours.directory / "ca.pem")
+    assert gone["reason"] == "unreachable"
+
+
 async def test_a_sealed_server_is_unsealed_and_sealed_by_command(tmp_path: Path) -> None:
     """Health, status and refusals say so at each step; a wrong passphrase changes nothing."""
     async with running(tmp_path, sealed=True) as site:
