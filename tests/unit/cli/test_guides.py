@@ -18,7 +18,7 @@ from tessera.protect.data import digits
 GUIDES = Path(__file__).parents[3] / "docs" / "guides"
 ORDER = (
     *(("vendor", 0), ("operator", 0), ("buyer", 0), ("vendor", 1), ("operator", 1), ("buyer", 1)),
-    *(("operator", 2), ("vendor", 2), ("operator", 3)),
+    *(("operator", 2), ("vendor", 2), ("vendor", 3), ("operator", 3)),
 )
 """Who acts when: vendor and operator wait for what the others send them."""
 
