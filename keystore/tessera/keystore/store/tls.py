@@ -107,7 +107,7 @@ def expires_at_s(certificate: bytes) -> int:
     """Return the Unix time at which a certificate in PEM ends. Raises `Malformed`."""
     try:
         return int(x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp())
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise Malformed("server.pem is not a server's certificate") from error
 
 
