@@ -229,6 +229,7 @@ class AsyncClient(ClientSettings):
             lanes=lanes,
             method=self._wire.stream_method,
             sessions=lambda stale: self._session(held, stale, self._deadline_s(None)),
+            proven=lambda session: self._drive(_plans.proven_session(held, session), self._deadline_s(None)),
             receipt=self._core.receipts,
         )
         async with aclosing(running.outcomes()) as outcomes:

@@ -26,6 +26,9 @@ LATE_S = 0.5
 AsyncSessionSource = Callable[[Session | None], Awaitable[Session]]
 """Returns an open session other than the given, stale one."""
 
+AsyncSessionProof = Callable[[Session], Awaitable[Session]]
+"""Returns the given session if the server knows it, else another one."""
+
 
 class AioStream:
     """One running stream. `outcomes()` is to be iterated once."""
@@ -38,10 +41,11 @@ class AioStream:
         lanes: int,
         method: Any,
         sessions: AsyncSessionSource,
+        proven: AsyncSessionProof,
         receipt: bool,
     ) -> None:
         self._pipeline, self._frames, self._method = pipeline, frames, method
-        self._sessions, self._receipt, self._lanes = sessions, receipt, lanes
+        self._sessions, self._proven, self._receipt, self._lanes = sessions, proven, receipt, lanes
         self._epochs = [0] * lanes
         self._waiting: set[asyncio.Future[None]] = set()
 
@@ -120,6 +124,8 @@ class AioStream:
                 return
             stale = session if again.session_lost else None
             await asyncio.sleep(again.pause_s)
+            if again.session_doubtful:
+                await self._proven(session)
 
     async def _converse(self, lane: int, session: Session) -> Reconnect | None:
         """Run one call of `lane` to its end; return how to go on."""

@@ -58,6 +58,9 @@ class Reconnect:
 
     pause_s: float
     session_lost: bool = False
+    session_doubtful: bool = False
+    """Ask the server whether it knows the session: gRPC may show a refused stream as an inner error of its own, when the
+    refusal arrives while a first message is written."""
 
 
 class Pipeline:
@@ -196,8 +199,10 @@ class Pipeline:
             self._reopened.add(lane)
             return Reconnect(0.0, session_lost=True)
         self._failures[lane] = self._failures.get(lane, 0) + 1
+        doubtful = failed is not None and failed.status == "INTERNAL"
         try:
-            return Reconnect(pause_or_raise(self._core, error, self._failures[lane]).seconds)
+            pause = pause_or_raise(self._core, error, self._failures[lane])
+            return Reconnect(pause.seconds, session_doubtful=doubtful)
         except ClientError as final:
             self.fail(final)
             return None

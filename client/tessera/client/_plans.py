@@ -176,6 +176,20 @@ def session_of(held: Held) -> Plan[Session]:
     return session
 
 
+def proven_session(held: Held, session: Session) -> Plan[Session]:
+    """Return `session` if the server still knows it, else another one: a call without a stream shows its true status.
+
+    Anything else that goes wrong is left to the call that comes next.
+    """
+    try:
+        yield _asks(USAGE)(session)
+    except RpcFailed as failed:
+        if session_lost(refusal(failed)):
+            fresh: Session = yield NeedSession(held, stale=session)
+            return fresh
+    return session
+
+
 def close_session(session: Session) -> Plan[None]:
     """Close a session on the server; a server that cannot be asked lets it lapse by itself."""
     try:

@@ -219,6 +219,7 @@ class Client(ClientSettings):
             lanes=lanes,
             method=self._stream_method,
             sessions=lambda stale: self._session(held, stale, self._deadline_s(None)),
+            proven=lambda session: self._drive(_plans.proven_session(held, session), self._deadline_s(None)),
             receipt=self._core.receipts,
         )
         yield from running.outcomes()

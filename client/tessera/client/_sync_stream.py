@@ -25,6 +25,9 @@ _NO_MORE: Any = object()
 SessionSource = Callable[[Session | None], Session]
 """Returns an open session other than the given, stale one."""
 
+SessionProof = Callable[[Session], Session]
+"""Returns the given session if the server knows it, else another one."""
+
 
 class SyncStream:
     """One running stream. `outcomes()` is to be iterated once, by one thread."""
@@ -37,10 +40,11 @@ class SyncStream:
         lanes: int,
         method: Any,
         sessions: SessionSource,
+        proven: SessionProof,
         receipt: bool,
     ) -> None:
         self._pipeline, self._frames, self._method = pipeline, frames, method
-        self._sessions, self._receipt = sessions, receipt
+        self._sessions, self._proven, self._receipt = sessions, proven, receipt
         self._changed = threading.Condition()
         self._stopping = False
         self._calls: dict[int, Any] = {}
@@ -132,6 +136,8 @@ class SyncStream:
                 stale = session if again.session_lost else None
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping, again.pause_s)
+                if again.session_doubtful and not self._stopping:
+                    self._proven(session)
         except BaseException as raised:  # noqa: BLE001  else the caller would wait for ever
             with self._changed:
                 self._pipeline.fail(raised)

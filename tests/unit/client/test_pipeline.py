@@ -254,6 +254,17 @@ def test_a_lost_session_is_reopened_once_a_lane(as_item: bool) -> None:
         bench.pipeline.pop()
 
 
+@pytest.mark.parametrize(("status", "doubtful"), [("INTERNAL", True), ("UNAVAILABLE", False)])
+def test_an_error_that_may_hide_another_puts_the_session_in_doubt(status: str, doubtful: bool) -> None:
+    """grpc.aio shows a stream that was refused while it wrote its first message as an inner error of its own."""
+    bench = Bench()
+    bench.offer(*frames(2))
+    bench.take()
+    again = bench.pipeline.broken(0, RpcFailed(status, "Internal error from Core"))
+    assert again is not None
+    assert (again.session_lost, again.session_doubtful) == (False, doubtful)
+
+
 def test_what_a_lane_took_too_late_is_released() -> None:
     """A request taken for a call that is already over goes back into the queue."""
     bench = Bench()

@@ -21,7 +21,7 @@ from tessera.client import (
     SessionUnknown,
     Unreachable,
 )
-from tessera.client._plans import Core, close_session, infer, session_of, usage
+from tessera.client._plans import Core, close_session, infer, proven_session, session_of, usage
 from tessera.client._request import request_ids
 from tessera.keystore.errors import ApiMisuse
 from tessera.oip.v1 import inference_pb2 as oip
@@ -276,6 +276,19 @@ def test_usage_is_asked_within_the_session() -> None:
     using = core(time=node.time)
     found = drive(usage(using, using.credentials.held[0]), node, using)
     assert (found.requests, found.samples, found.samples_left, found.quota_samples) == (2, 5, 95, None)
+
+
+def test_a_doubtful_session_is_proven_by_a_call() -> None:
+    """One that the server knows is kept, one that it does not is replaced; an outage is left to the next call."""
+    node = SimNode()
+    using = core(time=node.time)
+    mine = using.credentials.held[0]
+    session = drive(session_of(mine), node, using)
+    assert drive(proven_session(mine, session), node, using) is session
+    node.fails("GetUsage", refused("UNAVAILABLE"), refused("UNAUTHENTICATED", "session-unknown"))
+    assert drive(proven_session(mine, session), node, using) is session
+    assert drive(proven_session(mine, session), node, using).token != session.token
+    assert node.sessions == 2
 
 
 def test_closing_a_session_is_attempted_once() -> None:
