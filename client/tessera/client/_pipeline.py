@@ -59,8 +59,8 @@ class Reconnect:
     pause_s: float
     session_lost: bool = False
     session_doubtful: bool = False
-    """Ask the server whether it knows the session: gRPC may show a refused stream as an inner error of its own, when the
-    refusal arrives while a first message is written."""
+    """Ask the server whether it knows the session: gRPC may show a stream that was refused while it wrote its first
+    message as an inner error of its own."""
 
 
 class Pipeline:
