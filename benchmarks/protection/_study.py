@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -33,11 +34,14 @@ from tessera.protect.selective import (
     split,
     with_state,
 )
+from tessera.protect.selective import decoys as decoys_module
 from tessera.protect.selective.decoys import DecoyKind
 from tessera.protect.selective.measure import Apply
 from tessera.protect.selective.objective import Batch
 from tessera.protect.selective.plan import Scope
 
+DECOY_CODE: Final = hashlib.sha256(Path(decoys_module.__file__).read_bytes()).hexdigest()[:12]
+"""Part of the key of every kept piece that decoys decide: other decoys are measured again."""
 SELECTORS: Final[tuple[ScoreKind, ...]] = (
     "pss", "opening", "gradient", "fisher", "random", "descend", "ascend", "mean",
 )  # fmt: skip
@@ -157,7 +161,11 @@ def sweep(
                 "scope": scope,
                 "seeds": seeds,
             }
-            settings |= {"decoys": decoys, "schedules": repr((study.schedule, study.network_schedule))}
+            settings |= {
+                "decoys": decoys,
+                "code": DECOY_CODE,
+                "schedules": repr((study.schedule, study.network_schedule)),
+            }
 
             def make(
                 kind: ScoreKind = kind, budget: float = budget, found: Scores = found, scope: Scope = scope
@@ -193,6 +201,7 @@ def tiers(
     parts = split(study.state, plan, seed=bench_seed(0))
     base: Row = {"study": dict(study.settings), "kind": kind, "budget": budget, "scope": scope, "f": list(fractions)}
     base |= {"schedules": repr((study.schedule, study.network_schedule)), "judged": study.full_images}
+    base |= {"code": DECOY_CODE}
 
     def full(label: str, state: Mapping[str, Tensor]) -> dict[str, float]:
         if same_bits(state, study.state):
@@ -282,7 +291,9 @@ def attack(
     rows: list[Row] = []
     for count in counts:
         for target in ("locked", "all", "scratch"):
-            settings = {"study": dict(study.settings), "kind": kind, "budget": budget, "count": count, "steps": steps}
+            settings: Row = {"study": dict(study.settings), "kind": kind, "budget": budget, "count": count}
+            settings |= {"steps": steps}
+            settings["code"] = DECOY_CODE
 
             def make(count: int = count, target: str = target) -> list[list[float]]:
                 assert study.samples is not None
