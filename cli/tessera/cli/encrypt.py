@@ -1,7 +1,7 @@
 """`tessera protect encrypt`: lock the few weights that matter, and make licence tiers that are qualities."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -12,6 +12,9 @@ from tessera.cli.options import MAX_SEED, JsonFlag, PassphraseFile
 from tessera.cli.protect import DataOption
 from tessera.cli.reading import argument, reading
 from tessera.keystore.errors import ApiMisuse
+
+NARROW: Final = 0.2
+"""Layers with less of the network's weights than this are worth a word: a transformer's one convolution, say."""
 
 
 def encrypt(
@@ -94,6 +97,11 @@ def encrypt(
     write_bundle(made.bundle, out)
     document = {"bundle": str(out), **made.report}
     console.emit(document, as_json=as_json, show=lambda: _shown(str(out), made.report))
+    if layers == "auto" and (share := _chosen_share(made.report)) < NARROW:
+        console.note(
+            f"auto took the convolutions larger than 1x1, which hold {share:.0%} of the network's weights; "
+            "name others with --layers to encrypt there too."
+        )
     if made.report["lowest_is_useless"] is False:
         console.note("The lowest tier is still better than guessing: raise --budget, or try --scope global.")
     if not made.report["rising"]:
@@ -102,6 +110,13 @@ def encrypt(
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(","))
+
+
+def _chosen_share(report: dict[str, Any]) -> float:
+    """Return the share of the network's weights that lie in the chosen layers."""
+    encrypted = report["encrypted"]
+    share: float = encrypted["share_of_network"] / encrypted["share_of_chosen_layers"]
+    return share
 
 
 def _shown(out: str, report: dict[str, Any]) -> list[Any]:

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from support import keys
 from support.cli import document, invoke, refusal
@@ -15,6 +18,7 @@ from tessera.keystore.package import Tier
 from tessera.keystore.proof import input_key_id
 from tessera.keystore.secrets import TierSecret
 from tessera.keystore.tiers import TierKey
+from tessera.protect import PixelModel, bundle_of_module, write_bundle
 
 TIERS = (Tier(1, "preview", {"psnr": 20.7}), Tier(2, "standard", {"psnr": 24.25}), Tier(3, "full", {"psnr": 29.953}))
 TIER_KEY = TierKey(keys.PACKAGE_ID, 3, TierSecret(bytes(32)))
@@ -105,3 +109,22 @@ def test_degrading_goes_down(bench: Bench) -> None:
     table = {tier["tier"]: tier["quality"] for tier in document("package", "inspect", bench.package)["tiers"]}
     assert (told["quality"], told["degraded_quality"]) == (table[2], table[1])
     assert document("licence", "inspect", bench.licence)["degrade_to"] == 1
+
+
+def test_layers_chosen_by_themselves_that_hold_little_are_worth_a_word(tmp_path: Path) -> None:
+    """A network of linear layers behind one small convolution: `auto` takes that one alone, and says so."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(1, 4, 4, stride=4), nn.Flatten(), nn.Linear(16, 100), nn.ReLU(), nn.Linear(100, 10))
+    write_bundle(bundle_of_module(PixelModel(model, (0.5,), (0.5,)), (1, 8, 8)), tmp_path / "plain")
+    images = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "held.npz", images=images, labels=np.arange(60) % 10)
+    call = (
+        *("protect", "encrypt", tmp_path / "plain", "--samples", tmp_path / "held.npz"),
+        *("--budget", 0.5, "--scores", "random", "--tiers", "0,1"),
+    )
+    told = invoke(*call, "--out", tmp_path / "auto")
+    assert told.exit_code == 0, told.stderr
+    assert "hold 2% of the network's weights" in " ".join(told.stderr.split())
+    named = invoke(*call, "--layers", "network.2,network.4", "--out", tmp_path / "named")
+    assert named.exit_code == 0, named.stderr
+    assert "auto took" not in named.stderr
