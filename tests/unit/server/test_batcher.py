@@ -16,6 +16,7 @@ from support.clock import ManualClock
 from support.ledger import MemoryLedger
 from support.models import a_manifest
 from tessera.keystore.errors import Conflict, Exhausted, SealedError, TesseraError, Unavailable
+from tessera.keystore.identity import Identity
 from tessera.keystore.licence import Terms
 from tessera.keystore.package import Manifest, TensorSpec
 from tessera.keystore.usage import UsageRecord, sign_receipt, verify_receipt
@@ -27,6 +28,7 @@ from tessera.server.metering import Meter
 from tessera.server.metrics import Metrics
 
 Array = npt.NDArray[Any]
+OTHER = Identity.generate("buyer", "Bob")
 MAX_BATCH = 8
 MANIFEST = a_manifest((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),), max_batch=MAX_BATCH)
 
@@ -79,7 +81,7 @@ class Bench:
             clock=self.clock,
         )
         self.settled: dict[str, bool] = {}
-        self._session = a_session(self.clock)
+        self._sessions = {"ada": a_session(self.clock), "bob": a_session(self.clock, OTHER)}
 
     def job(
         self,
@@ -90,9 +92,10 @@ class Bench:
         digest: str = "0" * 64,
         deadline_s: float | None = None,
         receipt: bool = False,
+        buyer: str = "ada",
     ) -> Job:
         """Return a job whose permit notes in `settled` whether it was charged."""
-        permit = Permit(self._session, samples, request_id, None, self._on_settled)
+        permit = Permit(self._sessions[buyer], samples, request_id, None, self._on_settled)
         inputs = {"x": np.full(samples, value, np.float32)}
         return Job(permit, inputs, samples, request_id, digest, 4 * samples, deadline_s, receipt)
 
@@ -119,9 +122,9 @@ class Bench:
         return sign_receipt(record, keys.NODE)
 
 
-def a_session(clock: ManualClock) -> Session:
+def a_session(clock: ManualClock, buyer: Identity = keys.BUYER) -> Session:
     """Return a session that admission would have made."""
-    licence = keys.licence(Terms("digits"))
+    licence = keys.licence(Terms("digits"), buyer=buyer)
     account = Account(licence.licence_id, licence.terms, used=0, max_batch=MAX_BATCH, now_s=clock.now_s())
     offer = Offer(
         package_id=MANIFEST.package_id,
@@ -137,8 +140,8 @@ def a_session(clock: ManualClock) -> Session:
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
-    """A bench with room for 32 samples."""
-    made = Bench(Limits(max_queue_samples=32))
+    """A bench with room for 37 samples, 32 of one buyer."""
+    made = Bench(Limits(max_queue_samples=37))
     yield made
     await made.close()
 
@@ -206,6 +209,23 @@ async def test_a_full_queue_refuses_and_gives_the_permit_back(bench: Bench) -> N
     bench.program.go.set()
     await asyncio.gather(*futures)
     assert (await bench.batcher.submit(bench.job("again"))).record.request_id == "again"
+
+
+async def test_a_buyers_backlog_keeps_no_other_buyer_out_or_waiting(bench: Bench) -> None:
+    """Whose requests fill the queue is refused; another's is let in, and starts with the next batch."""
+    bench.program.go.clear()
+    futures = [bench.batcher.enqueue(bench.job("ada-0", 1, value=1))]
+    await bench.busy()
+    futures += [bench.batcher.enqueue(bench.job(f"ada-{number}", 4)) for number in range(1, 8)]
+    with pytest.raises(Exhausted):
+        bench.batcher.enqueue(bench.job("ada-over", 4))
+    futures.append(bench.batcher.enqueue(bench.job("bob-0", 2, value=3, buyer="bob")))
+    bench.program.go.set()
+    answers = await asyncio.gather(*futures)
+    assert bench.program.batches[:2] == [[1], [4, 2]]
+    assert float(answers[-1].outputs["y"][0]) == 6.0
+    assert bench.settled.pop("ada-over") is False
+    assert all(bench.settled.values())
 
 
 async def test_a_caller_who_goes_away_before_the_start_is_not_charged(bench: Bench) -> None:
@@ -414,7 +434,7 @@ async def test_every_permit_is_settled_whatever_happens(bench: Bench) -> None:
 @pytest.fixture
 async def wide_bench() -> AsyncIterator[Bench]:
     """A bench on two threads, so with two lanes."""
-    made = Bench(Limits(max_queue_samples=64), threads=2)
+    made = Bench(Limits(max_queue_samples=72), threads=2)
     yield made
     await made.close()
 

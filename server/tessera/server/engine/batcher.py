@@ -1,6 +1,6 @@
 """Work-conserving batches for one set of weights (rules W-53 to W-58).
 
-A batch starts the moment the device is free and takes whatever waits at that moment, in order of arrival, whole
+A batch starts the moment the device is free and takes whatever waits at that moment, buyers by turns (`turns`), whole
 requests only; the next one gathers meanwhile. Nothing waits for company, so one caller alone sees the latency of its
 own request. Where the device has a second lane, a batch runs beside another once a full one waits.
 
@@ -15,7 +15,6 @@ Life of a job, and who moves it on:
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -32,6 +31,7 @@ from tessera.server.config import Limits
 from tessera.server.engine.executor import Executor
 from tessera.server.engine.program import Program
 from tessera.server.engine.statistics import Statistics
+from tessera.server.engine.turns import Room, Turns
 from tessera.server.logs import frames
 from tessera.server.metering import Appended, Meter
 from tessera.server.metering.meter import Outcome
@@ -99,7 +99,8 @@ class _Batch:
 class Batcher:
     """Batches the jobs of one variant (package and tier) on one executor; made and used in one event loop.
 
-    At most `limits.max_queue_samples` samples are in its care at a time: waiting, computing or being committed.
+    At most `limits.max_queue_samples` samples are in its care at a time: waiting, computing or being committed; one
+    buyer never holds so many that another's first request would find no room (`turns.Room`).
     `batch_samples` is where the program works best (`calibration`): a batch stops there, one request may exceed it.
     """
 
@@ -123,13 +124,11 @@ class Batcher:
         self._metrics = metrics
         self._model_metrics = metrics.model(program.manifest.model)
         self._clock = clock
-        self._max_samples = limits.max_queue_samples
+        self._room = Room(limits.max_queue_samples)
         self._batch_samples = min(limits.max_batch_samples, program.max_batch, batch_samples or program.max_batch)
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
-        self._waiting: deque[Job] = deque()
-        self._waiting_samples = 0
-        self._held_samples = 0
+        self._waiting: Turns[Job] = Turns(_buyer, lambda job: job.samples)
         self._busy = [False] * executor.lanes
         self._closed: TesseraError | None = None
         self._idle = asyncio.Event()
@@ -143,18 +142,21 @@ class Batcher:
         The future fails with `Conflict` ("request-id-conflict"), or `Unavailable` when the deadline passed before
         compute or the usage could not be recorded; in each case nothing was charged.
         """
-        if self._closed is not None or self._held_samples + job.samples > self._max_samples:
+        if self._closed is not None or not self._room.admits(_buyer(job), job.samples):
             job.permit.release()
             if self._closed is not None:
                 raise self._closed
-            raise Exhausted("the model's queue is full", reason="queue-full", remedy="send fewer requests at a time")
+            raise Exhausted(
+                "the model's queue has no room for more of yours",
+                reason="queue-full",
+                remedy="send fewer requests at a time",
+            )
         future = job.future = self._loop.create_future()
         job._queued_ns = time.perf_counter_ns()
-        self._held_samples += job.samples
+        self._room.enter(_buyer(job), job.samples)
         self._idle.clear()
         with self._lock:
-            self._waiting.append(job)
-            self._waiting_samples += job.samples
+            self._waiting.add(job)
             lane = self._free_lane()
         if lane is not None:
             self._executor.schedule(lambda: self._step(lane), lane=lane)
@@ -183,7 +185,6 @@ class Batcher:
             job._state = _State.WITHDRAWN
             # Out of the queue at once: its tensors no longer count as waiting, so they must not stay in memory either.
             self._waiting.remove(job)
-            self._waiting_samples -= job.samples
         self._settle(job, charge=False)
         job.future.cancel()
         return True
@@ -194,9 +195,7 @@ class Batcher:
             self._closed = error
             self._model_metrics.forget_queue(self._depth)
         with self._lock:
-            stopped = [job for job in self._waiting if job._state is _State.WAITING]
-            self._waiting.clear()
-            self._waiting_samples = 0
+            stopped = self._waiting.clear()
             for job in stopped:
                 job._state = _State.WITHDRAWN
         for job in stopped:
@@ -204,7 +203,7 @@ class Batcher:
         await self._idle.wait()
 
     def _depth(self) -> int:
-        return self._waiting_samples
+        return self._waiting.waiting_samples
 
     # -- in the device's thread ------------------------------------------------------------------------------------
 
@@ -221,7 +220,7 @@ class Batcher:
 
     def _pays(self, lane: int) -> bool:
         """Whether what waits is worth running `lane`: anything is worth the first, only a full batch a further one."""
-        return self._waiting_samples >= self._batch_samples if lane else bool(self._waiting)
+        return self._waiting.waiting_samples >= self._batch_samples if lane else bool(self._waiting)
 
     def _free_lane(self) -> int | None:
         """Take the first idle lane that pays, and return it."""
@@ -237,7 +236,7 @@ class Batcher:
         now_s = self._clock.monotonic_s()
         with self._lock:
             while self._waiting:
-                job = self._waiting[0]
+                job = self._waiting.first()
                 if job.deadline_s is not None and now_s >= job.deadline_s:
                     job._state = _State.EXPIRED
                     batch.expired.append(job)
@@ -247,8 +246,7 @@ class Batcher:
                     job._state = _State.TAKEN
                     batch.jobs.append(job)
                     samples += job.samples
-                self._waiting_samples -= job.samples
-                self._waiting.popleft()
+                self._waiting.take()
         return batch
 
     def _compute(self, batch: _Batch) -> None:
@@ -382,13 +380,18 @@ class Batcher:
             job.future.exception()  # marked as seen: a caller that has gone away must not make the loop complain
 
     def _settle(self, job: Job, *, charge: bool) -> None:
-        self._held_samples -= job.samples
-        if self._held_samples == 0:
+        self._room.leave(_buyer(job), job.samples)
+        if self._room.held == 0:
             self._idle.set()
         if charge:
             job.permit.charge()
         else:
             job.permit.release()
+
+
+def _buyer(job: Job) -> str:
+    """Return who waits, whichever of their licences and sessions it is under."""
+    return job.permit.session.licence.buyer_id
 
 
 def _compute_failed(error: Exception) -> TesseraError:
