@@ -48,6 +48,14 @@ SECRETS: Final = Kind(
 BUNDLE: Final = Kind(
     "a bundle", "give the folder that `tessera protect train` wrote", folder=True, looks=("the folder of a bundle",)
 )
+LEAKED: Final = Kind(
+    "a file of plain weights",
+    "give a .safetensors file, or the folder of a bundle",
+    looks=("a safetensors file without a seal",),
+)
+LEAKED_FOLDER: Final = Kind(
+    "a folder with weights", LEAKED.remedy, folder=True, looks=("a folder", "the folder of a bundle")
+)
 REVOCATIONS: Final = Kind(
     "a revocation list", "give the list that `tessera licence revoke` wrote, or a new name to start one"
 )

@@ -9,6 +9,7 @@ from tessera.cli.audit import audit
 from tessera.cli.boundary import BoundaryGroup
 from tessera.cli.demo.command import demo
 from tessera.cli.encrypt import encrypt
+from tessera.cli.fingerprint import fingerprint, identify
 from tessera.cli.health import health
 from tessera.cli.infer import infer
 from tessera.cli.keys import identity_app, keys_app
@@ -61,6 +62,15 @@ protect_app.command(
 protect_app.command(
     "audit", epilog="Example: tessera protect audit digits-bundle --recipe digits --key digits.key --out digits-audit"
 )(audit)
+protect_app.command(
+    "fingerprint",
+    epilog="Example: tessera protect fingerprint digits-bundle --key master.key --record globex.json --out globex-copy",
+)(fingerprint)
+protect_app.command(
+    "identify",
+    epilog="Example: tessera protect identify leaked.safetensors --original digits-bundle --key master.key "
+    "--buyers buyers.json",
+)(identify)
 app.add_typer(keys_app, name="keys", rich_help_panel=VENDOR)
 app.add_typer(protect_app, name="protect", rich_help_panel=VENDOR)
 app.add_typer(package_app, name="package", rich_help_panel=VENDOR)

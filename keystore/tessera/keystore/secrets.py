@@ -79,6 +79,12 @@ class InputKey(Key32):
     __slots__ = ()
 
 
+class FingerprintKey(Key32):
+    """Draws the mark in one buyer's copy of a model's weights; known to the vendor alone."""
+
+    __slots__ = ()
+
+
 class ConfirmationKey(Key32):
     """Derived from an input key; lets the node check that a client holds it without learning it."""
 

@@ -35,6 +35,7 @@ from tessera.transforms import TransformSpec
 FORMAT: Final = "tessera-bundle/1"
 INPUT_NAME: Final = "image"
 OUTPUT_NAME: Final = "logits"
+WEIGHTS_FILE: Final = "weights.safetensors"
 MAX_DOCUMENT_BYTES: Final = 2**20
 MAX_REPORT_BYTES: Final = 2**24
 MAX_PROGRAM_BYTES: Final = 2**28
@@ -165,7 +166,7 @@ def write_bundle(bundle: Bundle, folder: Path, *, curves: bytes | None = None) -
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise Unavailable(f"{folder} cannot be made a folder", remedy="Choose another path.") from error
-    _write(folder / "weights.safetensors", weights, PRIVATE_MODE)
+    _write(folder / WEIGHTS_FILE, weights, PRIVATE_MODE)
     _write(folder / "program.pt2", bundle.program, PUBLIC_MODE)
     for number, tier in enumerate(bundle.tiers, start=1):
         _write(_patch_path(folder, number), tier.patch, PRIVATE_MODE)
@@ -188,7 +189,7 @@ def read_bundle(folder: Path) -> Bundle:
     if not isinstance(claims, dict) or claims.keys() - _OPTIONAL != _FIELDS or claims["format"] != FORMAT:
         raise Malformed("bundle.json is not a bundle description of this version", remedy=_REMAKE)
     program = read_limited(folder / "program.pt2", max_bytes=MAX_PROGRAM_BYTES)
-    weights = read_limited(folder / "weights.safetensors", max_bytes=MAX_WEIGHTS_BYTES, private=True)
+    weights = read_limited(folder / WEIGHTS_FILE, max_bytes=MAX_WEIGHTS_BYTES, private=True)
     if [_digest(program), _digest(weights)] != [claims["program_sha256"], claims["weights_sha256"]]:
         raise Malformed("program.pt2 or weights.safetensors is not the file that bundle.json names", remedy=_REMAKE)
     transform = claims["transform"]
@@ -202,7 +203,7 @@ def read_bundle(folder: Path) -> Bundle:
         max_batch=claims["max_batch"],
         torch_version=claims["torch_version"],
         program=program,
-        tensors=_tensors(weights),
+        tensors=parse_weights(weights),
         tiers=_tiers(folder, claims["tiers"]) if "tiers" in claims else (),
         report=_report(folder / "report.json"),
     )
@@ -276,11 +277,12 @@ def _tier(path: Path, value: Any) -> BundleTier:
     return BundleTier(claims["name"], _measures(claims["quality"]), patch)
 
 
-def _tensors(raw: bytes) -> dict[str, Tensor]:
+def parse_weights(raw: bytes, name: str = WEIGHTS_FILE, *, remedy: str = _REMAKE) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; `name` is what errors call it. Raises `Malformed`."""
     try:
         return safetensors.torch.load(raw)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise Malformed("weights.safetensors is not a safetensors file", remedy=_REMAKE) from error
+        raise Malformed(f"{name} is not a safetensors file", remedy=remedy) from error
 
 
 def _report(path: Path) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-LETTERS = "KLGRWPTBSU"
+LETTERS = "KLGRWPTBFSU"
 CITED = re.compile(rf"\brules? ([{LETTERS}]-\d+)(?:(?: to | and |, |-|–)([{LETTERS}]-\d+))*")
 RULE = re.compile(rf"\b[{LETTERS}]-\d+\b")
 DEFINED = re.compile(rf"^(?:- )?\*\*([{LETTERS}]-\d+)\b", re.MULTILINE)

@@ -4,6 +4,7 @@ Every step draws from a stream of its own, named by its position, kind, block si
 two steps share a permutation.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Final
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tessera.keystore.kdf import derive, expand, extract
-from tessera.keystore.secrets import InputKey
+from tessera.keystore.secrets import InputKey, Key32
 from tessera.transforms.spec import MAX_BLOCK_VALUES, Kind, TransformError
 
 SEGMENT_BYTES: Final = 8160
@@ -56,6 +57,16 @@ def mask(key: InputKey, step_index: int, kind: Kind, block: int, channels: int) 
     return found
 
 
+def draw_bits(key: Key32, label: str, count: int) -> NDArray[np.uint8]:
+    """Return the first `count` bits of the stream of `label`, each 0 or 1, of a byte the highest first (rule T-6)."""
+    root, needed = extract(b"", key.reveal()), -(-count // 8)
+    segments = [
+        expand(root, _segment_label(label, number), min(SEGMENT_BYTES, needed - begin))
+        for number, begin in enumerate(range(0, needed, SEGMENT_BYTES))
+    ]
+    return np.unpackbits(np.frombuffer(b"".join(segments), dtype=np.uint8), count=count)
+
+
 def ff1_key(key: InputKey, step_index: int, block: int, channels: int) -> bytes:
     """Return the 32 secret bytes that are the AES-256 key of an `ffx` step (rule T-15)."""
     return derive(key.reveal(), f"{step_label(step_index, 'ffx', block, channels)}/ff1-key")
@@ -75,11 +86,13 @@ def block_values(block: int, channels: int) -> int:
 def _words(key: InputKey, label: str) -> Iterator[int]:
     """Yield the stream of `label` as big-endian 32-bit words, without end (rule T-6)."""
     root = extract(b"", key.reveal())
-    segment = 0
-    while True:
-        stream = expand(root, f"{label}/segment={segment}".encode("ascii"), SEGMENT_BYTES)
+    for number in itertools.count():
+        stream = expand(root, _segment_label(label, number), SEGMENT_BYTES)
         yield from (int.from_bytes(stream[at : at + 4], "big") for at in range(0, SEGMENT_BYTES, 4))
-        segment += 1
+
+
+def _segment_label(label: str, number: int) -> bytes:
+    return f"{label}/segment={number}".encode("ascii")
 
 
 def _below(words: Iterator[int], bound: int) -> int:

@@ -1,0 +1,49 @@
+"""A network that has every kind of weight, and buyers."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tessera.keystore.copyright import CopyrightRecord
+from tessera.keystore.secrets import InputKey
+from tessera.protect import Bundle, PixelModel, bundle_of_module
+
+SECRET = InputKey(bytes(range(32)))
+RECORDS = tuple(CopyrightRecord("Acme", f"Buyer {number}", f"L-{number}") for number in range(8))
+
+
+class Net(nn.Module):
+    """Convolutions with batch norms, a plain convolution and two dense layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 32, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(32)
+        self.conv2 = nn.Conv2d(32, 48, 3, padding=1)
+        self.fc1 = nn.Linear(48, 64)
+        self.fc2 = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, 10)."""
+        x = self.bn1(self.conv1(x)).relu()
+        x = self.conv2(x).relu().mean((2, 3))
+        logits: Tensor = self.fc2(self.fc1(x).relu())
+        return logits
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    """The network with random weights, exported."""
+    torch.manual_seed(5)
+    network = Net()
+    with torch.no_grad():
+        network.bn1.weight.uniform_(0.5, 2)
+        network.bn1.bias.uniform_(-0.5, 0.5)
+        network.bn1.running_mean.uniform_(-0.5, 0.5)  # type: ignore[union-attr]
+        network.bn1.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    return bundle_of_module(PixelModel(network, (0.5,) * 3, (0.25,) * 3).eval(), (3, 8, 8), max_batch=16)
+
+
+def identity(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same tensors in memory of their own."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
