@@ -1,4 +1,4 @@
-"""Fingerprints once more, from docs/spec.md alone (F rules): the standard library, one value at a time, nothing of ours.
+"""Fingerprints once more, from docs/spec.md alone (F rules): the standard library, value by value, nothing of ours.
 
 A tensor is (type, shape, values in row-major order); rules F-6 and F-7 leave readers free, so nothing is aligned here.
 """

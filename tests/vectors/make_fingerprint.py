@@ -18,12 +18,12 @@ from support import naive_fingerprint as naive  # noqa: E402
 
 ABOUT = (
     "Fingerprints, docs/spec.md rules F-1 to F-9. Value i of tensor t (in the order listed, from 0) of the original is "
-    "(((7919 * i * i + 104729 * i + 31 * t) mod 2003) - 1001) / 4096, in the tensor's type, without the division in I32; a "
-    "tensor with `tied_to` has that one's values. `chips` are the first 64, highest bit first in hex, 1 for +1. `marked` is SHA-256 over all tensors by "
-    "name: the name, then each value as a big-endian double. The leaked file is the marked copy in whose floating tensors "
-    "values with i mod 7 = 3 are 0, else those with i mod 11 = 5 are 4096, and the others have ((i * 13) mod 9 - 4) / 8192 "
-    "added, in the tensor's type. Nothing is aligned. "
-    "`z` is the statistic of the buyer, `z_stranger` that of the same record with ` II` behind the buyer."
+    "(((7919 * i * i + 104729 * i + 31 * t) mod 2003) - 1001) / 4096, in the tensor's type, without the division in "
+    "I32; a tensor with `tied_to` has that one's values. `chips` are the first 64 of the first tensor, highest bit "
+    "first in hex, 1 for +1. `marked` is SHA-256 over all tensors by name: the name, then each value as a big-endian "
+    "double. The leaked file is the marked copy in whose floating tensors values with i mod 7 = 3 are 0, else those "
+    "with i mod 11 = 5 are 4096, and the others have ((i * 13) mod 9 - 4) / 8192 added, in the tensor's type. Nothing "
+    "is aligned. `z` is the statistic of the buyer, `z_stranger` that of the same record with ` II` behind the buyer."
 )
 
 SHAPES: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
@@ -95,7 +95,8 @@ def render() -> str:
         tensors = original(model)
         copy = naive.embed(tensors, secret, record, strength)
         leaked, first = leak(copy), next(iter(tensors))
-        bits = "".join("1" if chip > 0 else "0" for chip in naive.chips(naive.fingerprint_key(secret, record), first, 64))
+        chips = naive.chips(naive.fingerprint_key(secret, record), first, 64)
+        bits = "".join("1" if chip > 0 else "0" for chip in chips)
         vectors.append(
             {
                 "tensors": [

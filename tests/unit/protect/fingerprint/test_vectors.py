@@ -17,13 +17,15 @@ from tessera.keystore.secrets import InputKey
 from tessera.protect.fingerprint import identify, mark
 from tessera.protect.fingerprint.chips import carriers, draw_chips, fingerprint_key
 from tessera.protect.fingerprint.identify import log10_bound
+from unit.protect.fingerprint.conftest import vendor
 
 VECTORS = Path(__file__).resolve().parents[3] / "vectors"
 DOCUMENT: dict[str, Any] = json.loads((VECTORS / "fingerprint.json").read_text(encoding="utf-8"))
 TYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "I32": torch.int32,
 }  # fmt: skip
-CASES = pytest.mark.parametrize("vector", DOCUMENT["vectors"], ids=lambda v: f"{v['tensors'][0]['name']}-{v['strength']}")
+NAMES = [f"{vector['tensors'][0]['name']}-{vector['strength']}" for vector in DOCUMENT["vectors"]]
+CASES = pytest.mark.parametrize("vector", DOCUMENT["vectors"], ids=NAMES)
 
 
 def original(vector: dict[str, Any]) -> dict[str, Tensor]:
@@ -80,13 +82,13 @@ def test_the_mark_is_the_recorded_one_to_the_last_bit(vector: dict[str, Any]) ->
 
 
 @CASES
-def test_the_statistic_is_the_recorded_one(vector: dict[str, Any], bundle: Any) -> None:
+def test_the_statistic_is_the_recorded_one(vector: dict[str, Any]) -> None:
     """A spoilt copy, read for its buyer and for a stranger (rules F-8 and F-9)."""
     secret, record = secret_and_record(vector)
     stranger = secret_and_record(vector, " II")[1]
     tensors = original(vector)
     leaked = leak(mark(tensors, secret, record, strength=vector["strength"]))
-    found = identify(_with(bundle, tensors), leaked, secret, [record, stranger])
+    found = identify(vendor(tensors), leaked, secret, [record, stranger])
     z = {one.record: one.z for one in found.suspects}
     assert {one.how for one in found.tensors} == {"as it is"}
     assert z[record] == pytest.approx(vector["z"], rel=1e-9)
@@ -108,9 +110,3 @@ def test_the_file_is_what_the_generator_writes() -> None:
     assert source["render"]() == (VECTORS / "fingerprint.json").read_text(encoding="utf-8")
     assert len(DOCUMENT["vectors"]) >= 7
     assert "tessera" not in Path(naive.__file__).read_text(encoding="utf-8").replace("tessera/v1", "")
-
-
-def _with(bundle: Any, tensors: dict[str, Tensor]) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(bundle, tensors=tensors)
