@@ -1,5 +1,6 @@
 """Pictures of the results: drawn without a display, one PNG each."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,20 @@ def draw_attacks(rows: Sequence[Row], metric: str, references: dict[str, float],
     panels[0].set(ylabel=metric)
     panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def draw_fingerprints(rows: Sequence[Row], records: int, significance: float, path: Path) -> None:
+    """Draw how well the right buyer's mark fits after each theft, beside the best of the strangers, by subject."""
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))
+    figure = Figure(figsize=(6 * len(subjects), 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    limit = math.sqrt(2 * math.log(2 * records / significance))
+    for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
+        mine = [row for row in rows if row["subject"] == subject][::-1]
+        names = [f"{row['thief']}  (-{max(row['lost'], 0):.2g})" for row in mine]
+        axes.barh(names, [abs(row["z"]) for row in mine], color="tab:blue", label="right buyer")
+        axes.plot([abs(row["best stranger"]) for row in mine], names, "k.", label=f"best of {records - 1:,} strangers")
+        axes.axvline(limit, color="tab:red", linewidth=1, label=f"named above {limit:.1f}")
+        axes.set(xscale="log", xlim=(1, None), xlabel="z", title=f"{subject}: thief (quality lost)")
+        axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=100)

@@ -2,8 +2,9 @@
 
 Let g be the weights that a leaked tensor gives to each chip, and s a record's chips. z = sum(s * g) / |g|. Somebody
 whose chips had no part in the making of the file has chips that are independent of g, and then Hoeffding's inequality
-(1963, theorem 2) holds for any g whatever: P(z >= t) <= exp(-t^2 / 2). No law of the weights, the training or the thief
-enters.
+(1963, theorem 2) holds for any g whatever: P(|z| >= t) <= 2 exp(-t^2 / 2). No law of the weights, the training or the
+thief enters. Both sides count: who has two copies can add the difference of them once more, and a mark that was taken
+out with another's help stands with the opposite sign.
 """
 
 import math
@@ -49,6 +50,7 @@ class FingerprintSuspect:
 
     record: CopyrightRecord
     z: float
+    """About 0, give or take 1, for a stranger. Far below 0 for a copy that was used to take its own mark out."""
     log10_p: float
     """Logarithm of the chance bound that a record which had no part in the file fits so well, times the number of
     records (Bonferroni); at most 0."""
@@ -65,7 +67,7 @@ class FingerprintSuspect:
     def carried_by(self) -> int:
         """How many tensors carry the record's mark beyond doubt, each taken alone."""
         limit = math.log(CARRIES / max(len(self.by_tensor), 1))
-        return sum(z > 0 and -z * z / 2 < limit for z in self.by_tensor)
+        return sum(math.log(2) - z * z / 2 < limit for z in self.by_tensor)
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,7 @@ def identify(
 
 def log10_bound(z: float, records: int) -> float:
     """Return log10 of Hoeffding's bound for the best of so many records, at most 0 (rule F-9)."""
-    if z <= 0:
-        return 0.0
-    return min(0.0, math.log10(records) - z * z / (2 * math.log(10)))
+    return min(0.0, math.log10(2 * records) - z * z / (2 * math.log(10)))
 
 
 def _ranked(
@@ -173,7 +173,7 @@ def _ranked(
         chance = log10_bound(z, len(records))
         named = chance < math.log10(significance)
         suspects.append(FingerprintSuspect(record, z, chance, named, tuple(by_tensor[:, number].tolist())))
-    return tuple(sorted(suspects, key=lambda one: (-one.z, one.record.label)))
+    return tuple(sorted(suspects, key=lambda one: (-abs(one.z), one.record.label)))
 
 
 def _heard(found: Evidence) -> Heard:

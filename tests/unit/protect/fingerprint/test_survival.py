@@ -135,6 +135,13 @@ def test_all_who_mixed_their_copies_are_named(bundle: Bundle, count: int) -> Non
     assert {one.record for one in found.named} == set(RECORDS[:count])
 
 
+def test_who_takes_a_mark_out_with_another_copy_is_named_too(bundle: Bundle) -> None:
+    """Twice one copy less the other is a working model in which the other's mark stands with the opposite sign."""
+    one, other = (mark(bundle.tensors, SECRET, record) for record in RECORDS[:2])
+    found = identify(bundle, {name: 2 * one[name] - other[name] for name in one}, SECRET, RECORDS)
+    assert {suspect.record: suspect.z > 0 for suspect in found.named} == {RECORDS[0]: True, RECORDS[1]: False}
+
+
 def test_a_second_mark_does_not_hide_the_first(bundle: Bundle) -> None:
     """A thief who marks a copy with a secret of their own leaves the buyer's mark where it was."""
     stolen = mark(bundle.tensors, SECRET, RECORDS[0])
