@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
 from support import keys
 from support.vendor import PASSPHRASE, Bench, make_bench
@@ -30,7 +31,7 @@ class Zoo:
 FILES = (
     "package", "package.secrets", "licence", "issuer.key", "issuer.key.pub", "buyer.key", "buyer.key.pub",
     "locked.key", "input.key", "node.pub", "revocations", "usage", "receipt", "scans.npy", "floats.npy", "sample.npz",
-    "picture.png", "ca.pem", "settings.toml", "record.json", "buyers.json", "passphrase",
+    "picture.png", "plain.safetensors", "ca.pem", "settings.toml", "record.json", "buyers.json", "passphrase",
     "empty", "random", "words", "database",
     "bundle", "node", "folder",
 )  # fmt: skip
@@ -75,6 +76,7 @@ def _foreign(zoo: Zoo) -> None:
     np.save(zoo["floats.npy"], np.zeros((2, 1, 8, 8), np.float32))
     np.savez(zoo["sample.npz"], images=np.zeros((40, 1, 8, 8), np.uint8), labels=np.arange(40) % 2)
     Image.new("L", (8, 8)).save(zoo["picture.png"])
+    save_file({"w": np.ones((20, 20), np.float32)}, zoo["plain.safetensors"])
     zoo["settings.toml"].write_text('device = "cpu"\n')
     record = '{"owner":"Acme","buyer":"Globex","licence":"L-17"}'
     zoo["record.json"].write_text(record)

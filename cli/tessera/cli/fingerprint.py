@@ -38,14 +38,16 @@ def fingerprint(
     secret = loading.input_key(key, passphrase_file)
     buyer = read_record(record)
     from tessera.protect import read_bundle, write_bundle  # torch: after what is quick to refuse
+    from tessera.protect.fingerprint import check_strength, output_change
     from tessera.protect.fingerprint import fingerprint as marked
-    from tessera.protect.fingerprint import output_change
 
+    with argument("--strength", only=(ApiMisuse,)):
+        check_strength(strength)
     with reading(bundle, kinds.BUNDLE):
         found = read_bundle(bundle)
     with argument("--strength", only=(ApiMisuse,)), reading(bundle, kinds.BUNDLE):
         made = marked(found, secret, buyer, strength=strength)
-    change = output_change(found, made)
+        change = output_change(found, made)
     write_bundle(made, out)
     document: dict[str, Any] = {
         "bundle": str(out),
@@ -68,7 +70,7 @@ def identify(
         Path, typer.Argument(metavar="FILE", help="The weights that leaked: a .safetensors file, or a bundle's folder.")
     ],
     original: Annotated[
-        Path, typer.Option(metavar="BUNDLE", help="The unmarked model that buyers' copies were made from.")
+        Path, typer.Option(metavar="DIR", help="The bundle that buyers' copies were made from, itself unmarked.")
     ],
     key: Annotated[Path, typer.Option(metavar="KEY", help="The secret that the copies were made with.")],
     buyers: Annotated[Path, typer.Option(metavar="FILE", help="JSON list of the buyers' copyright records.")],

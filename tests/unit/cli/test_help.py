@@ -33,6 +33,7 @@ def test_the_commands_of_the_walk_throughs_exist() -> None:
     named = {
         "keys new", "keys buyer", "identity new", "identity show", "protect train", "protect recipes",
         "protect samples", "protect encrypt", "protect audit", "protect trace", "protect lock",
+        "protect fingerprint", "protect identify",
         "package build", "package inspect", "package verify", "licence issue", "licence inspect", "licence revoke",
         "licence install", "licence list", "keystore init", "keystore status", "keystore unseal", "keystore seal",
         "keystore trust", "keystore rotate", "keystore passphrase", "keystore certificate", "serve", "model publish",

@@ -56,6 +56,9 @@ CALLS = {
     "protect lock": "{bundle} --old-key {input.key} --key ~input.key --out %new --passphrase-file ~passphrase",
     "protect lock with samples": "~bundle --key {input.key} --out %new --samples {sample.npz}",
     "protect lock with a recipe": "~bundle --key {input.key} --out %new --recipe cifar10-fast --data {folder}",
+    "protect fingerprint": "{bundle} --key {input.key} --record {record.json} --out %new --passphrase-file ~passphrase",
+    "protect identify": "{plain.safetensors} --original {bundle} --key {input.key} --buyers {buyers.json} "
+    "--passphrase-file ~passphrase",
     "protect samples": "--recipe cifar10-fast --data {folder} --out @new",
     "protect train": "--recipe digits --key {input.key} --out %new --checkpoints %new2 --passphrase-file ~passphrase",
     "protect train with buyers": "--recipe digits --key {input.key} --isnn {buyers.json} --start {bundle} --out %new",

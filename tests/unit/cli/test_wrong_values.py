@@ -24,6 +24,7 @@ AUDIT = "protect audit {bundle} --out @new --samples {sample.npz}"
 ENCRYPT = "protect encrypt {bundle} --out @new --samples {sample.npz}"
 TRACE = "protect trace {bundle} --key {input.key} --buyers {buyers.json} --samples {sample.npz}"
 LOCK = "protect lock {bundle} --key {input.key} --out @new"
+FINGERPRINT = "protect fingerprint {bundle} --key {input.key} --record {record.json} --out @new"
 INIT = "keystore init @new --passphrase-file {passphrase}"
 
 WRONG = {
@@ -69,6 +70,7 @@ WRONG = {
     "protect train --recipe digits --out @new": [("--transform", "shf:4")],
     TRAIN + " --isnn {buyers.json}": [("--illegal", "nothing"), ("--transform", "shf:4"), ("--transform", "isnn:8")],
     TRACE: [("--transform", "zap:4"), ("--transform", "isnn:8:99"), ("--null-keys", "1"), ("--null-keys", "few")],
+    FINGERPRINT: [("--strength", "0"), ("--strength", "0.2"), ("--strength", "nan"), ("--strength", "faint")],
     "serve {node}": [
         ("--listen", "8001"), ("--listen", "host:"), ("--listen", "host:99999"), ("--metrics-listen", "here"),
         ("--device", "gpu"), ("--threads", "-1"), ("--log-level", "loud"), ("--log-format", "xml"),

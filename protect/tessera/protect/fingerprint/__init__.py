@@ -11,7 +11,7 @@ reading it is a correlation whose significance rests on no assumption about weig
 """
 
 from tessera.protect.fingerprint.change import output_change
-from tessera.protect.fingerprint.embed import MAX_STRENGTH, MIN_STRENGTH, STRENGTH, fingerprint, mark
+from tessera.protect.fingerprint.embed import MAX_STRENGTH, MIN_STRENGTH, STRENGTH, check_strength, fingerprint, mark
 from tessera.protect.fingerprint.identify import SIGNIFICANT, FingerprintSuspect, Heard, Identification, identify
 from tessera.protect.fingerprint.leaked import read_leaked
 
@@ -23,6 +23,7 @@ __all__ = [
     "FingerprintSuspect",
     "Heard",
     "Identification",
+    "check_strength",
     "fingerprint",
     "identify",
     "mark",

@@ -45,11 +45,7 @@ def mark(
     tensors: Mapping[str, Tensor], key: InputKey, record: CopyrightRecord, *, strength: float = STRENGTH
 ) -> dict[str, Tensor]:
     """Return marked weights by name; those that carry nothing are the same objects. Raises as `fingerprint`."""
-    if not (math.isfinite(strength) and MIN_STRENGTH <= strength <= MAX_STRENGTH):
-        raise ApiMisuse(
-            f"a fingerprint's strength is from {MIN_STRENGTH} to {MAX_STRENGTH}, not {strength}",
-            remedy=f"Take {STRENGTH}, unless you measured what another one costs.",
-        )
+    check_strength(strength)
     own = fingerprint_key(key, record)
     found = dict(tensors)
     marked = kept = 0
@@ -70,6 +66,15 @@ def mark(
             remedy=_stronger(tensors, strength),
         )
     return found
+
+
+def check_strength(strength: float) -> None:
+    """Raise `ApiMisuse` for a strength outside 0.001 to 0.1 (rule F-5)."""
+    if not (math.isfinite(strength) and MIN_STRENGTH <= strength <= MAX_STRENGTH):
+        raise ApiMisuse(
+            f"a fingerprint's strength is from {MIN_STRENGTH} to {MAX_STRENGTH}, not {strength}",
+            remedy=f"Take {STRENGTH}, unless you measured what another one costs.",
+        )
 
 
 def refuse_tiers(bundle: Bundle) -> None:
