@@ -79,9 +79,10 @@ def tuned(model: nn.Module, images: Tensor, labels: Tensor, *, rate: float, seed
         model.train()
         optimiser = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        for some in order.split(BATCH):
+        for some in torch.split(order, BATCH):
             optimiser.zero_grad()
-            nn.functional.cross_entropy(model(images[some]), labels[some]).backward()
+            loss = nn.functional.cross_entropy(model(images[some]), labels[some])
+            torch.autograd.backward(loss)
             optimiser.step()
         found = {name: one.detach().clone() for name, one in model.state_dict().items()}
         model.load_state_dict(before)

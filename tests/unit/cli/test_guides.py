@@ -34,7 +34,9 @@ def blocks(guide: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     """Return every `tessera` command line in the guides, split into words."""
-    text = "\n".join(block for guide in ("vendor", "operator", "buyer", "isnn", "tiers") for block in blocks(guide))
+    text = "\n".join(
+        block for guide in ("vendor", "operator", "buyer", "isnn", "tiers", "leaks") for block in blocks(guide)
+    )
     lines = re.findall(r"^(?:until )?(tessera .*)$", text.replace("\\\n", " "), re.MULTILINE)
     return [shlex.split(re.split(r"\s2?>", line)[0]) for line in lines]
 
@@ -124,6 +126,18 @@ def test_the_walk_through_for_licence_tiers(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "digits-tiers" / "report.json").read_text(encoding="utf-8"))["selective"]
     assert [(tier["tier"], tier["name"]) for tier in told["tiers"]] == list(enumerate(_NAMES, start=1))
     assert (tmp_path / "digits-audit" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_the_walk_through_for_leaks(tmp_path: Path) -> None:
+    """From a plain bundle to a name, with less training."""
+    script = "\n".join(blocks("leaks"))
+    assert "train --recipe digits" in script
+    script = script.replace("train --recipe digits", "train --epochs 1 --wrong-keys 0 --recipe digits")
+    done = pasted(script, tmp_path, OMP_NUM_THREADS="1")
+    assert "whose copy: Globex (L-17)\n" in done.stdout
 
 
 _QUICK = {

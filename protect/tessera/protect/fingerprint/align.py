@@ -151,7 +151,7 @@ def _without_scales(original: Floats, leaked: Floats, scales: Floats, axis: int)
     others = tuple(number for number in range(3) if number != axis)
     told = usable(original, leaked)
     factor = np.ones(original.shape[axis])
-    weight = told.astype(np.float64)
+    weight: Floats = told.astype(np.float64)
     safe = np.where(told, leaked, 0.0)
     for _ in range(_SCALE_ROUNDS):
         factor = (weight * safe * original).sum(others) / np.maximum((weight * original**2).sum(others), 1e-300)
@@ -161,7 +161,7 @@ def _without_scales(original: Floats, leaked: Floats, scales: Floats, axis: int)
         middle = float(np.median(rest[told])) if told.any() else 0.0
         if middle == 0:
             break
-        weight = told * np.minimum(1, 2 * middle / np.maximum(rest, 1e-300))
+        weight = np.where(told, np.minimum(1.0, 2 * middle / np.maximum(rest, 1e-300)), 0.0)
     result: Floats = leaked / np.expand_dims(factor, others)
     return result
 
