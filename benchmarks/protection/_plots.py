@@ -65,18 +65,17 @@ def draw_attacks(rows: Sequence[Row], metric: str, references: dict[str, float],
     figure.savefig(path, dpi=120)
 
 
-def draw_fingerprints(rows: Sequence[Row], records: int, significance: float, path: Path) -> None:
-    """Draw how well the right buyer's mark fits after each theft, beside the best of the strangers, by subject."""
-    subjects = list(dict.fromkeys(row["subject"] for row in rows))
-    figure = Figure(figsize=(6 * len(subjects), 6), layout="constrained")
+def draw_fingerprints(rows: Sequence[Row], unit: str, records: int, significance: float, path: Path) -> None:
+    """Draw how well the right buyer's mark fits after each theft, beside the best of the strangers."""
+    figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shown = rows[::-1]
+    names = [f"{row['thief']}  (-{max(row['lost'], 0):.2g})" for row in shown]
     limit = math.sqrt(2 * math.log(2 * records / significance))
-    for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
-        mine = [row for row in rows if row["subject"] == subject][::-1]
-        names = [f"{row['thief']}  (-{max(row['lost'], 0):.2g})" for row in mine]
-        axes.barh(names, [abs(row["z"]) for row in mine], color="tab:blue", label="right buyer")
-        axes.plot([abs(row["best stranger"]) for row in mine], names, "k.", label=f"best of {records - 1:,} strangers")
-        axes.axvline(limit, color="tab:red", linewidth=1, label=f"named above {limit:.1f}")
-        axes.set(xscale="log", xlim=(1, None), xlabel="z", title=f"{subject}: thief (quality lost)")
-        axes.legend(fontsize=8, loc="lower right")
+    axes.barh(names, [abs(row["z"]) for row in shown], color="tab:blue", label="right buyer")
+    axes.plot([abs(row["best stranger"]) for row in shown], names, "k.", label=f"best of {records - 1:,} strangers")
+    axes.axvline(limit, color="tab:red", linewidth=1, label=f"named above {limit:.1f}")
+    axes.set(xscale="log", xlim=(1, None), xlabel="|z|", title=f"what the thief did (lost: {unit})")
+    axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=100)

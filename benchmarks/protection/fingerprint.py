@@ -1,6 +1,6 @@
 """Whose copy leaked: what a fingerprint costs, and what thieves have to give up to be rid of it.
 
-    python -m benchmarks.protection.fingerprint [--data PATH] [--only SUBJECT…] [--quick]
+    python -m benchmarks.protection.fingerprint SUBJECT… --data PATH [--quick]
 
     resnet20     the third-party ResNet-20 for CIFAR-10: accuracy in percent on all test images for each strength, on
                  every tenth after a thief's work; fine-tuning draws on the training set
@@ -126,7 +126,7 @@ def resnet_subject(data: Path, *, quick: bool) -> Subject:
             name = f"fine-tuning, {share:.0%} of the data, rate {rate}"
             tuning[name] = thieves.tuned(model, images, labels, rate=rate, seed=SEED)
     return Classifier(
-        "resnet20", "accuracy, %", model, found.test.images[:8],
+        "resnet20", "accuracy in points; 10,000 test images by strength, 1,000 after thefts", model, found.test.images[:8],
         lambda state: thieves.moved_resnet(state, SEED), tuning,
         found.test.images[::step].contiguous(), found.test.labels[::step].contiguous(),
     )  # fmt: skip
@@ -141,7 +141,7 @@ def dncnn_subject(data: Path, *, quick: bool) -> Subject:
     pictures = [torch.from_numpy(one).to(torch.float32) / 255 for one in denoise_set(data, "BSD68")]
     crops = torch.stack([one[:, :CROP, :CROP] for one in pictures[:: 34 if quick else 8]])
     return Denoiser(
-        "dncnn", "PSNR, dB", model, crops[:1], lambda state: thieves.moved_chain(state, SEED), {}, crops
+        "dncnn", "PSNR in dB; 9 crops of BSD68", model, crops[:1], lambda state: thieves.moved_chain(state, SEED), {}, crops
     )  # fmt: skip
 
 
@@ -248,38 +248,38 @@ def bars_of(strengths: Sequence[Row], rows: Sequence[Row], copy_ms: float) -> It
 
 
 def main() -> None:
-    """Measure all subjects, or those asked for."""
+    """Measure the subjects that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subjects", nargs="+", choices=sorted(SUBJECTS))
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets and weights")
-    parser.add_argument("--only", nargs="*", choices=sorted(SUBJECTS), help="subjects to measure; records nothing")
     parser.add_argument("--quick", action="store_true", help="does it run at all? records nothing")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    begin = time.process_time()
-    copy = copy_milliseconds()
-    strangers = 20 if asked.quick else STRANGERS
-    strengths: list[Row] = []
-    rows: list[Row] = []
-    alike: dict[str, float] = {}
-    for name in asked.only or SUBJECTS:
-        subject = SUBJECTS[name](asked.data, quick=asked.quick)
-        alike[name] = thieves.computes_alike(subject.model, subject.state, subject.moved(subject.state), subject.inputs)
-        strengths += list(strength_rows(subject))
-        rows += list(theft_rows(subject, strangers))
+    for name in asked.subjects:
+        run(SUBJECTS[name](asked.data, quick=asked.quick), quick=asked.quick)
+
+
+def run(subject: Subject, *, quick: bool) -> None:
+    """Measure one subject, print what was seen, and record it."""
+    begin, copy = time.process_time(), copy_milliseconds()
+    strangers = 20 if quick else STRANGERS
+    alike = thieves.computes_alike(subject.model, subject.state, subject.moved(subject.state), subject.inputs)
+    strengths = list(strength_rows(subject))
+    rows = list(theft_rows(subject, strangers))
     print_table(strengths)
     print_table(rows)
     bars = list(bars_of(strengths, rows, copy["processor"]))
     print_bars(bars)
-    if asked.quick or asked.only is not None:
+    if quick:
         return
     config = {
-        "strength": STRENGTH, "strangers": strangers, "significance": SIGNIFICANT, "harmless": HARMLESS,
-        "copy_milliseconds": copy, "moved_outputs_differ_by": alike, "processor_seconds": time.process_time() - begin,
-        "quality": {"resnet20": "10,000 test images by strength, 1,000 after thefts", "dncnn": "9 crops of BSD68"},
+        "strength": STRENGTH, "strangers": strangers, "significance": SIGNIFICANT, "quality": subject.unit,
+        "harmless_below": HARMLESS[subject.name], "copy_milliseconds": copy, "moved_outputs_differ_by": alike,
+        "processor_seconds": round(time.process_time() - begin),
     }  # fmt: skip
-    path = result_path(AREA, "fingerprint")
-    write_result("fingerprint", AREA, config, [*strengths, *rows], bars, [SEED], path)
-    draw_fingerprints(rows, strangers + 1, SIGNIFICANT, path.with_suffix(".png"))
+    path = result_path(AREA, f"fingerprint-{subject.name}")
+    write_result(f"fingerprint-{subject.name}", AREA, config, [*strengths, *rows], bars, [SEED], path)
+    draw_fingerprints(rows, subject.unit, strangers + 1, SIGNIFICANT, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
