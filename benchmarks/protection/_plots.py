@@ -65,17 +65,18 @@ def draw_attacks(rows: Sequence[Row], metric: str, references: dict[str, float],
     figure.savefig(path, dpi=120)
 
 
-def draw_fingerprints(rows: Sequence[Row], unit: str, records: int, significance: float, path: Path) -> None:
+def draw_fingerprints(rows: Sequence[Row], unit: str, strangers: int, significance: float, path: Path) -> None:
     """Draw how well the right buyer's mark fits after each theft, beside the best of the strangers."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     shown = rows[::-1]
     names = [f"{row['thief']}  (-{max(row['lost'], 0):.2g})" for row in shown]
-    limit = math.sqrt(2 * math.log(2 * records / significance))
-    axes.barh(names, [abs(row["z"]) for row in shown], color="tab:blue", label="right buyer")
-    axes.plot([abs(row["best stranger"]) for row in shown], names, "k.", label=f"best of {records - 1:,} strangers")
+    trials = (strangers + 1) * (int(rows[0]["tensors"].partition("/")[2]) + 1)
+    limit = math.sqrt(2 * math.log(2 * trials / significance))
+    axes.barh(names, [abs(row["Z"]) for row in shown], color="tab:blue", label="right buyer")
+    axes.plot([abs(row["best stranger"]) for row in shown], names, "k.", label=f"best of {strangers:,} strangers")
     axes.axvline(limit, color="tab:red", linewidth=1, label=f"named above {limit:.1f}")
-    axes.set(xscale="log", xlim=(1, None), xlabel="|z|", title=f"what the thief did (lost: {unit})")
+    axes.set(xscale="log", xlim=(1, None), xlabel="|Z|", title=f"what the thief did (lost: {unit})")
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=100)

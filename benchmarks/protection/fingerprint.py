@@ -7,9 +7,10 @@
     dncnn        the pretrained denoiser: PSNR in dB on centre crops of BSD68
 
 A copy of the default strength is made for one buyer, changed as a thief would, and tried against that buyer's record
-and those of 1,000 strangers; z is the statistic, a buyer is named when 2 x 1,001 x exp(-z^2 / 2) is below 1e-6. Of
-copies that were averaged the least audible buyer's is told. The time to make a copy is processor time, the best of
-five, for a network of a million weights.
+and those of 1,000 strangers; z is the statistic of all tensors, Z the furthest from 0 of that and each tensor's own.
+A buyer is named when 2 x records x (tensors + 1) x exp(-Z^2 / 2) is below 1e-6. Of copies that were averaged the least
+audible buyer's figures are told. The time to make a copy is processor time, the best of five, for a network of a
+million weights.
 """
 
 import argparse
@@ -126,8 +127,8 @@ def resnet_subject(data: Path, *, quick: bool) -> Subject:
             name = f"fine-tuning, {share:.0%} of the data, rate {rate}"
             tuning[name] = thieves.tuned(model, images, labels, rate=rate, seed=SEED)
     return Classifier(
-        "resnet20", "accuracy in points; 10,000 test images by strength, 1,000 after thefts", model, found.test.images[:8],
-        lambda state: thieves.moved_resnet(state, SEED), tuning,
+        "resnet20", "accuracy in points; 10,000 test images by strength, 1,000 after thefts", model,
+        found.test.images[:8], lambda state: thieves.moved_resnet(state, SEED), tuning,
         found.test.images[::step].contiguous(), found.test.labels[::step].contiguous(),
     )  # fmt: skip
 
@@ -141,7 +142,8 @@ def dncnn_subject(data: Path, *, quick: bool) -> Subject:
     pictures = [torch.from_numpy(one).to(torch.float32) / 255 for one in denoise_set(data, "BSD68")]
     crops = torch.stack([one[:, :CROP, :CROP] for one in pictures[:: 34 if quick else 8]])
     return Denoiser(
-        "dncnn", "PSNR in dB; 9 crops of BSD68", model, crops[:1], lambda state: thieves.moved_chain(state, SEED), {}, crops
+        "dncnn", "PSNR in dB; 9 crops of BSD68", model, crops[:1], lambda state: thieves.moved_chain(state, SEED), {},
+        crops,
     )  # fmt: skip
 
 
@@ -208,8 +210,8 @@ def theft_rows(subject: Subject, strangers: int) -> Iterator[Row]:
         after = subject.quick(leaked)
         yield {
             "subject": subject.name, "thief": name, "quality": round(after, 3), "lost": round(before - after, 3),
-            "z": round(theirs[-1].z, 2),
-            "log10 p": round(theirs[-1].log10_p, 1), "best stranger": round(others[0].z, 2),
+            "z": round(theirs[-1].z, 2), "Z": round(theirs[-1].strongest, 2),
+            "log10 p": round(theirs[-1].log10_p, 1), "best stranger": round(others[0].strongest, 2),
             "stranger's log10 p": round(others[0].log10_p, 2),
             "named": sum(one.named for one in theirs), "of": len(owners),
             "strangers named": sum(one.named for one in others),
@@ -279,7 +281,7 @@ def run(subject: Subject, *, quick: bool) -> None:
     }  # fmt: skip
     path = result_path(AREA, f"fingerprint-{subject.name}")
     write_result(f"fingerprint-{subject.name}", AREA, config, [*strengths, *rows], bars, [SEED], path)
-    draw_fingerprints(rows, subject.unit, strangers + 1, SIGNIFICANT, path.with_suffix(".png"))
+    draw_fingerprints(rows, subject.unit, strangers, SIGNIFICANT, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

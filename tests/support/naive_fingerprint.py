@@ -88,20 +88,33 @@ def embed(tensors: dict[str, Tensor], secret: bytes, record: bytes, strength: fl
     return found
 
 
-def statistic(original: dict[str, Tensor], leaked: dict[str, Tensor], secret: bytes, record: bytes) -> float:
-    """Rules F-8 and F-9, for tensors that are paired by name."""
-    key = fingerprint_key(secret, record)
-    fits, squares = [], []
+def weights(original: dict[str, Tensor], leaked: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Rule F-8, for tensors that are paired by name."""
+    found = {}
     for name in marked(original):
         ours, theirs = original[name][2], leaked[name][2]
         triples = zip(ours, theirs, scales(original[name]), strict=True)
         apart = [(other - own) / a if own and other and math.isfinite(other) else 0.0 for own, other, a in triples]
         sizes = sorted(abs(one) for one in apart if one)
-        if not sizes:
-            continue
-        middle = (sizes[(len(sizes) - 1) // 2] + sizes[len(sizes) // 2]) / 2
-        weights = [max(-2 * middle, min(2 * middle, one)) / middle**2 for one in apart]
-        fits += [s * g for s, g in zip(chips(key, name, len(ours)), weights, strict=True)]
-        squares += [g * g for g in weights]
-    energy = math.fsum(squares)
-    return math.fsum(fits) / math.sqrt(energy) if energy else 0.0
+        middle = (sizes[(len(sizes) - 1) // 2] + sizes[len(sizes) // 2]) / 2 if sizes else 1.0
+        found[name] = [max(-2.0, min(2.0, one / middle)) for one in apart]
+    return found
+
+
+def statistics(
+    original: dict[str, Tensor], leaked: dict[str, Tensor], secret: bytes, record: bytes
+) -> tuple[float, dict[str, float]]:
+    """Rule F-9: of all tensors together, and of each."""
+    key, spoken = fingerprint_key(secret, record), weights(original, leaked)
+    signs = {name: chips(key, name, len(values)) for name, values in spoken.items()}
+    fits = {name: math.fsum(s * g for s, g in zip(signs[name], spoken[name], strict=True)) for name in spoken}
+    energies = {name: math.fsum(g * g for g in values) for name, values in spoken.items()}
+    total = math.fsum(energies.values())
+    each = {name: fits[name] / math.sqrt(energies[name]) if energies[name] else 0.0 for name in spoken}
+    return math.fsum(fits.values()) / math.sqrt(total) if total else 0.0, each
+
+
+def log10_p(z: float, each: dict[str, float], records: int) -> float:
+    """Rule F-9: the decimal logarithm of the p-value."""
+    furthest = max(abs(z), *map(abs, each.values()))
+    return min(0.0, math.log10(2 * records * (len(each) + 1)) - furthest**2 / 2 / math.log(10))

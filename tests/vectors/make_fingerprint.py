@@ -23,7 +23,8 @@ ABOUT = (
     "first in hex, 1 for +1. `marked` is SHA-256 over all tensors by name: the name, then each value as a big-endian "
     "double. The leaked file is the marked copy in whose floating tensors values with i mod 7 = 3 are 0, else those "
     "with i mod 11 = 5 are 4096, and the others have ((i * 13) mod 9 - 4) / 8192 added, in the tensor's type. Nothing "
-    "is aligned. `z` is the statistic of the buyer, `z_stranger` that of the same record with ` II` behind the buyer."
+    "is aligned. `z` and `each` are the buyer's statistics, `z_stranger` that of the same record with ` II` behind the "
+    "buyer; `log10_p` is the logarithm of the buyer's p-value when both records are tried."
 )
 
 SHAPES: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
@@ -97,6 +98,7 @@ def render() -> str:
         leaked, first = leak(copy), next(iter(tensors))
         chips = naive.chips(naive.fingerprint_key(secret, record), first, 64)
         bits = "".join("1" if chip > 0 else "0" for chip in chips)
+        z, each = naive.statistics(tensors, leaked, secret, record)
         vectors.append(
             {
                 "tensors": [
@@ -107,8 +109,8 @@ def render() -> str:
                 "secret": secret.hex(), "owner": owner, "buyer": buyer, "licence": licence, "strength": strength,
                 "key": naive.fingerprint_key(secret, record).hex(), "carriers": sorted(naive.marked(tensors)),
                 "chips": f"{int(bits, 2):016x}", "marked": digest(copy),
-                "z": naive.statistic(tensors, leaked, secret, record),
-                "z_stranger": naive.statistic(tensors, leaked, secret, stranger),
+                "z": z, "each": each, "log10_p": naive.log10_p(z, each, 2),
+                "z_stranger": naive.statistics(tensors, leaked, secret, stranger)[0],
             }
         )  # fmt: skip
     return json.dumps({"about": ABOUT, "vectors": vectors}, indent=1, ensure_ascii=False) + "\n"

@@ -99,7 +99,10 @@ def identify(
 def _shown(found: "Identification") -> list[Any]:
     shown = found.suspects[: max(SHOWN, len(found.named))]
     rows = [
-        [one.record.buyer, one.record.licence, f"{one.z:.1f}", chance(one.log10_p), "yes" if one.named else "no"]
+        [
+            *(one.record.buyer, one.record.licence, f"{one.z:.1f}", f"{one.strongest:.1f}", chance(one.log10_p)),
+            "yes" if one.named else "no",
+        ]
         for one in shown
     ]
     best = found.suspects[0]
@@ -108,7 +111,7 @@ def _shown(found: "Identification") -> list[Any]:
         for one, z in zip(found.tensors, best.by_tensor, strict=True)
     ]
     return [
-        console.table(("buyer", "licence", "z", "p-value", "named"), rows),
+        console.table(("buyer", "licence", "z", "strongest", "p-value", "named"), rows),
         *_left_out(len(found.suspects) - len(shown), "buyers, none of them named"),
         console.table(("tensor", "compared", "values", "distance", f"z of {best.record.label}"), tensors[:SHOWN]),
         *_left_out(len(tensors) - SHOWN, "tensors; --json has them"),

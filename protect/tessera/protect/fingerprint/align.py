@@ -39,6 +39,7 @@ class Aligned:
 def align(original: Floats, leaked: Floats, scales: Floats) -> Aligned:
     """Return `leaked` (outputs, inputs, rest) as near to `original` as channels and scales allow, never further off.
 
+    All values are finite, and small enough for their squares to be.
     `scales` are the root mean squares of the original's rows, (outputs, 1).
     """
     shape = (len(original), -1)
@@ -70,15 +71,14 @@ def align(original: Floats, leaked: Floats, scales: Floats) -> Aligned:
 
 def median_distance(original: Floats, leaked: Floats, scales: Floats) -> float:
     """Return the median of the differences that say something, in root mean squares of rows; 1.0 if none does."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        differences = np.abs(leaked - original) / np.where(scales > 0, scales, 1)
+    differences = np.abs(leaked - original) / np.where(scales > 0, scales, 1)
     told = differences[usable(original, leaked)]
     return float(np.median(told)) if told.size else 1.0
 
 
 def usable(original: Floats, leaked: Floats) -> NDArray[np.bool_]:
-    """Tell which values may say something: those that carry a chip and were neither cut to zero nor broken."""
-    found: NDArray[np.bool_] = (original != 0) & (leaked != 0) & np.isfinite(leaked)
+    """Tell which values may say something: those that carry a chip and were not cut to zero."""
+    found: NDArray[np.bool_] = (original != 0) & (leaked != 0)
     return found
 
 
@@ -104,7 +104,7 @@ def balanced(values: Floats) -> Floats:
     This is the iteration of Sinkhorn and Knopp 1967 on the energies: its result does not depend on how rows and
     columns were scaled before, and channels that change places change places in it.
     """
-    found = np.abs(np.where(np.isfinite(values), values, 0.0))
+    found = np.abs(values)
     energy = np.square(found).sum(2)
     rows, columns = np.ones(len(energy)), np.ones(energy.shape[1])
     for _ in range(_BALANCE_ROUNDS):

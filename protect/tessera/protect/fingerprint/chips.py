@@ -69,8 +69,10 @@ def row_scales(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     energy = np.einsum("ij,ij->i", rows, rows)
     filled = np.count_nonzero(rows, axis=1)
-    scales: NDArray[np.float64] = np.sqrt(energy / np.maximum(filled, 1)).astype(np.float32).astype(np.float64)
-    return scales[:, None]
+    with np.errstate(over="ignore"):  # a row beyond float32 has an infinite scale and keeps its values
+        scales = np.sqrt(energy / np.maximum(filled, 1)).astype(np.float32)
+    found: NDArray[np.float64] = scales.astype(np.float64)[:, None]
+    return found
 
 
 def as_rows(tensor: Tensor) -> NDArray[np.float64]:

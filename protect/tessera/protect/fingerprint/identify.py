@@ -3,7 +3,8 @@
 Let g be the weights that a leaked tensor gives to each chip, and s a record's chips. z = sum(s * g) / |g|. Somebody
 whose chips had no part in the making of the file has chips that are independent of g, and then Hoeffding's inequality
 (1963, theorem 2) holds for any g whatever: P(|z| >= t) <= 2 exp(-t^2 / 2). No law of the weights, the training or the
-thief enters. Both sides count: who has two copies can add the difference of them once more, and a mark that was taken
+thief enters. It is asked of all tensors together and of each alone, since a thief may leave the mark in one layer only.
+Both sides count: who has two copies can add the difference of them once more, and a mark that was taken
 out with another's help stands with the opposite sign.
 """
 
@@ -52,11 +53,16 @@ class FingerprintSuspect:
     z: float
     """About 0, give or take 1, for a stranger. Far below 0 for a copy that was used to take its own mark out."""
     log10_p: float
-    """Logarithm of the chance bound that a record which had no part in the file fits so well, times the number of
-    records (Bonferroni); at most 0."""
+    """Logarithm of the bound on the chance that any of the records tried fits as well, in all or in one tensor, without
+    having had a part in the file; at most 0."""
     named: bool
     by_tensor: tuple[float, ...]
     """The statistic of each tensor alone, in the order of `Identification.tensors`."""
+
+    @property
+    def strongest(self) -> float:
+        """The statistic that is furthest from 0, of all tensors together and of each."""
+        return max((self.z, *self.by_tensor), key=abs)
 
     @property
     def p_value(self) -> float:
@@ -98,7 +104,8 @@ class Identification:
             "suspects": [
                 {
                     **one.record.to_json(),
-                    "z": round(one.z, 3), "p_value": one.p_value, "log10_p": round(one.log10_p, 2), "named": one.named,
+                    "z": round(one.z, 3), "strongest": round(one.strongest, 3), "p_value": one.p_value,
+                    "log10_p": round(one.log10_p, 2), "named": one.named,
                     "tensors_with_mark": one.carried_by,
                 }
                 for one in self.suspects
@@ -155,9 +162,9 @@ def identify(
     return Identification(suspects, tuple(heard), missing, significance)
 
 
-def log10_bound(z: float, records: int) -> float:
-    """Return log10 of Hoeffding's bound for the best of so many records, at most 0 (rule F-9)."""
-    return min(0.0, math.log10(2 * records) - z * z / (2 * math.log(10)))
+def log10_bound(z: float, trials: int) -> float:
+    """Return log10 of Hoeffding's bound for the furthest of so many statistics, at most 0 (rule F-9)."""
+    return min(0.0, math.log10(2 * trials) - z * z / (2 * math.log(10)))
 
 
 def _ranked(
@@ -170,10 +177,11 @@ def _ranked(
     suspects = []
     for number, record in enumerate(records):
         z = float(fits[:, number].sum()) / total if total else 0.0
-        chance = log10_bound(z, len(records))
+        each_z: list[float] = by_tensor[:, number].tolist()
+        chance = log10_bound(max((z, *each_z), key=abs), len(records) * (len(each_z) + 1))
         named = chance < math.log10(significance)
-        suspects.append(FingerprintSuspect(record, z, chance, named, tuple(by_tensor[:, number].tolist())))
-    return tuple(sorted(suspects, key=lambda one: (-abs(one.z), one.record.label)))
+        suspects.append(FingerprintSuspect(record, z, chance, named, tuple(each_z)))
+    return tuple(sorted(suspects, key=lambda one: (-abs(one.strongest), one.record.label)))
 
 
 def _heard(found: Evidence) -> Heard:

@@ -145,7 +145,7 @@ def test_alignment_never_leads_further_off(seed: int, noise: float) -> None:
     assert after.rows.shape == (12, 40)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3.4e38, 1e-45])
 def test_broken_values_say_nothing(bundle: Bundle, bad: float) -> None:
     """A thief who puts NaN or infinities into a third of the weights does not hide the others."""
     copy = {name: one.clone() for name, one in mark(bundle.tensors, SECRET, RECORDS[2]).items()}

@@ -11,7 +11,7 @@ from tessera.keystore.secrets import InputKey
 from tessera.protect import Bundle, identify
 from tessera.protect.fingerprint import mark
 from tessera.protect.selective.bundled import module_of
-from unit.protect.fingerprint.conftest import RECORDS, SECRET
+from unit.protect.fingerprint.conftest import RECORDS, SECRET, vendor
 
 Tensors = dict[str, Tensor]
 
@@ -133,6 +133,34 @@ def test_all_who_mixed_their_copies_are_named(bundle: Bundle, count: int) -> Non
     mixed = {name: sum(copy[name] for copy in copies) / count for name in bundle.tensors}
     found = identify(bundle, mixed, SECRET, RECORDS)  # type: ignore[arg-type]  # a sum of tensors
     assert {one.record for one in found.named} == set(RECORDS[:count])
+
+
+def test_layers_that_were_put_back_do_not_drown_the_one_that_was_not(bundle: Bundle) -> None:
+    """A thief who knows most of the original, as of a public backbone, puts it back with hardly any noise."""
+    copy = mark(bundle.tensors, SECRET, RECORDS[3])
+    draws = torch.Generator().manual_seed(2)
+    for size in (0.0, 1e-6, 1e-3, 0.1):
+        back = {name: one + size * torch.randn(one.shape, generator=draws) for name, one in bundle.tensors.items()}
+        leaked = back | {"network.fc2.weight": copy["network.fc2.weight"]}
+        found = identify(bundle, leaked, SECRET, RECORDS)
+        assert [one.record for one in found.named] == [RECORDS[3]], size
+        assert found.suspects[0].strongest > 20
+
+
+def test_numbers_of_any_size(bundle: Bundle) -> None:
+    """Double-precision values beyond all reason, in the leak and in the original, are survived."""
+    copy = {name: one.double() for name, one in mark(bundle.tensors, SECRET, RECORDS[0]).items()}
+    for name in ("network.conv1.weight", "network.fc1.weight"):
+        copy[name].view(-1)[::2] = torch.tensor([1e308, -1e200, 1e-310, 5e-324])[
+            torch.arange(copy[name].numel() // 2) % 4
+        ]
+    assert [one.record for one in identify(bundle, copy, SECRET, RECORDS).named] == [RECORDS[0]]
+    draws = torch.Generator().manual_seed(1)
+    huge = {
+        f"w{size}": torch.randn(64, 64, generator=draws).double() * 10.0**size for size in (-300, -40, 0, 37, 45, 200)
+    }
+    found = identify(vendor(huge), mark(huge, SECRET, RECORDS[0]), SECRET, RECORDS)
+    assert [one.record for one in found.named] == [RECORDS[0]]
 
 
 def test_who_takes_a_mark_out_with_another_copy_is_named_too(bundle: Bundle) -> None:

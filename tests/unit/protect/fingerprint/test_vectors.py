@@ -90,6 +90,10 @@ def test_the_statistic_is_the_recorded_one(vector: dict[str, Any]) -> None:
     leaked = leak(mark(tensors, secret, record, strength=vector["strength"]))
     found = identify(vendor(tensors), leaked, secret, [record, stranger])
     z = {one.record: one.z for one in found.suspects}
+    buyer = next(one for one in found.suspects if one.record == record)
+    each = {one.name: own for one, own in zip(found.tensors, buyer.by_tensor, strict=True)}
+    assert each == pytest.approx(vector["each"], rel=1e-9, abs=1e-9)
+    assert buyer.log10_p == pytest.approx(vector["log10_p"], rel=1e-9)
     assert {one.how for one in found.tensors} == {"as it is"}
     assert z[record] == pytest.approx(vector["z"], rel=1e-9)
     assert z[stranger] == pytest.approx(vector["z_stranger"], rel=1e-9, abs=1e-9)
