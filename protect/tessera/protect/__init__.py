@@ -14,7 +14,6 @@ from tessera.protect.data import ArrayDataset, SegmentationDataset, Split
 from tessera.protect.evaluate import Accuracy, evaluate, evaluation_keys
 from tessera.protect.export import export_program
 from tessera.protect.extras import MissingExtra
-from tessera.protect.fingerprint import fingerprint, identify, read_leaked
 from tessera.protect.models import ByteModel, CifarResNet18, DigitsNet, FastNet, PixelModel, fit_stems, keyed
 from tessera.protect.recipes import RECIPES, recipe
 from tessera.protect.seal import seal, seal_bundle
@@ -49,12 +48,9 @@ __all__ = [
     "evaluate",
     "evaluation_keys",
     "export_program",
-    "fingerprint",
     "fit_stems",
-    "identify",
     "keyed",
     "read_bundle",
-    "read_leaked",
     "recipe",
     "seal",
     "seal_bundle",

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tessera.keystore.copyright import CopyrightRecord
 from tessera.keystore.secrets import InputKey
-from tessera.protect import Bundle, fingerprint, identify
-from tessera.protect.fingerprint import mark
+from tessera.protect import Bundle
+from tessera.protect.fingerprint import fingerprint, identify, mark
 from tessera.protect.fingerprint.align import align, channel_order
 from tessera.protect.fingerprint.chips import as_rows, row_scales
 from tessera.protect.fingerprint.matching import assign

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tessera.keystore.errors import ApiMisuse, Malformed, NotFound
 from tessera.keystore.package import encode_patch
-from tessera.protect import Bundle, fingerprint, identify, read_leaked
+from tessera.protect import Bundle
 from tessera.protect.bundle import BundleTier
-from tessera.protect.fingerprint import mark, output_change
+from tessera.protect.fingerprint import fingerprint, identify, mark, output_change, read_leaked
 from unit.protect.fingerprint.conftest import RECORDS, SECRET
 
 

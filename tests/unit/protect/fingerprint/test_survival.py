@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tessera.keystore.secrets import InputKey
-from tessera.protect import Bundle, identify
-from tessera.protect.fingerprint import mark
+from tessera.protect import Bundle
+from tessera.protect.fingerprint import identify, mark
 from tessera.protect.selective.bundled import module_of
 from unit.protect.fingerprint.conftest import RECORDS, SECRET, vendor
 
