@@ -281,7 +281,7 @@ def run(subject: Subject, *, quick: bool) -> None:
     }  # fmt: skip
     path = result_path(AREA, f"fingerprint-{subject.name}")
     write_result(f"fingerprint-{subject.name}", AREA, config, [*strengths, *rows], bars, [SEED], path)
-    draw_fingerprints(rows, subject.unit, strangers, SIGNIFICANT, path.with_suffix(".png"))
+    draw_fingerprints(rows, subject.unit.partition(";")[0], strangers, SIGNIFICANT, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
