@@ -54,7 +54,7 @@ def mark(
         made, change = _marked(tensors[name], rows, own, name, strength)
         marked += int(np.count_nonzero(rows))
         kept += change
-        found |= dict.fromkeys(names, made)
+        found |= {name: made.clone() if number else made for number, name in enumerate(names)}
     if marked < MIN_CHIPS:
         raise Malformed(
             f"the model has {marked} weights that can carry a fingerprint, fewer than {MIN_CHIPS}",
@@ -99,10 +99,12 @@ def _stronger(tensors: Mapping[str, Tensor], strength: float) -> str:
     needed = []
     for name in carriers(tensors):
         rows = as_rows(tensors[name])
-        unit = np.ldexp(1.0, np.frexp(rows)[1] - _DIGITS[tensors[name].dtype])
+        half_unit = np.ldexp(0.5, np.frexp(rows)[1] - _DIGITS[tensors[name].dtype])
         scales = np.broadcast_to(row_scales(rows), rows.shape)
-        needed.append((unit / 2)[rows != 0] / scales[rows != 0])
-    wanted = float(np.quantile(np.concatenate(needed), 0.75))
+        sound = (rows != 0) & (scales > 0) & np.isfinite(scales)
+        needed.append(half_unit[sound] / scales[sound])
+    values = np.concatenate(needed)
+    wanted = float(np.quantile(values, 0.75)) if values.size else math.inf
     if strength < wanted <= MAX_STRENGTH:
         return f"Take a strength of {wanted:.2g} or more, or fingerprint the weights before they are rounded."
     return "Fingerprint the weights before they are rounded to that type."

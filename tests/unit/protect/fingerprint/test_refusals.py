@@ -46,6 +46,12 @@ def test_weights_whose_type_has_no_room_for_any_mark() -> None:
     with pytest.raises(ApiMisuse, match="survive rounding") as refused:
         mark(tensors, SECRET, RECORDS[0], strength=0.1)
     assert "before they are rounded" in refused.value.remedy
+    with pytest.raises(ApiMisuse, match="survive rounding"):
+        mark(
+            {"w": tensors["w"].double() * 1e-300, "v": torch.full((64, 64), 1e200, dtype=torch.float64)},
+            SECRET,
+            RECORDS[0],
+        )
 
 
 def test_the_largest_half_stays_finite() -> None:
