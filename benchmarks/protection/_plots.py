@@ -78,5 +78,5 @@ def draw_fingerprints(rows: Sequence[Row], unit: str, strangers: int, significan
     axes.plot([abs(row["best stranger"]) for row in shown], names, "k.", label=f"best of {strangers:,} strangers")
     axes.axvline(limit, color="tab:red", linewidth=1, label=f"named above {limit:.1f}")
     axes.set(xscale="log", xlim=(1, None), xlabel="|Z|", title=f"what the thief did (lost, {unit})")
-    axes.legend(fontsize=8, loc="center left")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=100)
