@@ -36,7 +36,7 @@ from tessera.protect.fingerprint import SIGNIFICANT, STRENGTH, identify, mark
 from tessera.protect.selective import psnr_db, share_right, with_state
 
 AREA: Final = "protection"
-STRENGTHS: Final = (0.003, 0.01, 0.03)
+STRENGTHS: Final = (0.003, 0.005, 0.01, 0.03)
 STRANGERS: Final = 1000
 MIXED: Final = (2, 5, 10, 50)
 SEED: Final = 11

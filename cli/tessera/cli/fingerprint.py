@@ -27,7 +27,7 @@ def fingerprint(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the copy; never replaced.")],
     strength: Annotated[
         float, typer.Option(help="Size of the mark, as a share of the weights' own: from 0.001 to 0.1.")
-    ] = 0.01,
+    ] = 0.005,
     passphrase_file: PassphraseFile = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -16,7 +16,7 @@ from tessera.protect.bundle import Bundle
 from tessera.protect.fingerprint.chips import as_rows, carriers, draw_chips, fingerprint_key, row_scales
 from tessera.protect.fingerprint.matching import Floats
 
-STRENGTH: Final = 0.01
+STRENGTH: Final = 0.005
 MIN_STRENGTH: Final = 0.001
 MAX_STRENGTH: Final = 0.1
 MIN_KEPT: Final = 0.5
