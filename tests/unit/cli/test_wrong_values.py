@@ -56,6 +56,7 @@ WRONG = {
                            ("--secrets", "@new")],
     "protect samples --out @new": [("--recipe", "none"), ("--recipe", "")],
     "protect samples --recipe digits --out @new": [("--count", "0"), ("--count", "few")],
+    "keystore certificate {node} --passphrase-file {passphrase}": [("--host", "not a host"), ("--host", "")],
     LOCK: [("--transform", "zap:4"), ("--transform", ""), ("--wrong-keys", "-1"), ("--recipe", "none")],
     TRAIN: [
         ("--recipe", "none"), ("--transform", "zap:4"), ("--transform", "shf"), ("--transform", ""),
