@@ -1,4 +1,4 @@
-"""What both examples share: the commands that vendor, operator and buyer type, and a server while a block runs.
+"""What the examples share: the commands that vendor, operator and buyer type, and a server while a block runs.
 
 Each command is printed as it could be typed. Vendor, operator and buyer work in one folder here; in life they are three
 machines, and only public files travel: `*.pub`, `*.tessera`, `*.licence`, `ca.pem`.
@@ -46,17 +46,22 @@ def make_keys(folder: Path) -> None:
     tessera(folder, "identity new --name 'Ada Ltd' --out ada.key")
 
 
-def sell(folder: Path, model: str) -> None:
-    """Seal the vendor's `bundle`, make the operator's node, publish there, and license the buyer for a month."""
+def make_node(folder: Path) -> None:
+    """Operator: a key store that trusts the vendor."""
     passphrase = folder / "passphrase"
     passphrase.touch(mode=0o600)
     passphrase.write_text(secrets.token_urlsafe(24))
+    tessera(folder, "keystore init node --name node-1 --passphrase-file passphrase")
+    tessera(folder, "keystore trust node acme.key.pub")
+
+
+def sell(folder: Path, model: str) -> None:
+    """Seal the vendor's `bundle`, make the operator's node, publish there, and license the buyer for a month."""
     tessera(
         folder,
         f"package build bundle --issuer acme.key --input-key input.key --model {model} --out {model}.tessera",
     )
-    tessera(folder, "keystore init node --name node-1 --passphrase-file passphrase")
-    tessera(folder, "keystore trust node acme.key.pub")
+    make_node(folder)
     tessera(folder, f"model publish {model}.tessera --keystore node")
     tessera(
         folder,

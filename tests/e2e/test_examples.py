@@ -53,6 +53,19 @@ def test_segmentation_from_training_to_usage(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "map.npy").stat().st_size > 4 * 48 * 48 * 4
 
 
+def test_copies_from_training_to_the_leak(tmp_path: Path) -> None:
+    """Each copy answers its own buyer's key, and the leaked one is traced to its buyer alone."""
+    told = run("copies.py", "--epochs", 4, "--count", 100, "--keep", tmp_path / "kept")
+    worth = {
+        (owner, buyer): figure(told, f"{owner}'s copy under {buyer}'s key")
+        for owner in ("ada", "bob")
+        for buyer in ("ada", "bob")
+    }
+    assert min(worth["ada", "ada"], worth["bob", "bob"]) > 2 * max(worth["ada", "bob"], worth["bob", "ada"])
+    assert re.search(r"^bob: z = [0-9]{2,}\.[0-9], is named$", told, re.MULTILINE)
+    assert re.search(r"^ada: z = -?[0-9]\.[0-9], is not named$", told, re.MULTILINE)
+
+
 def test_every_script_is_in_the_readme_and_takes_help() -> None:
     """Whoever opens the folder finds each of them explained."""
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
