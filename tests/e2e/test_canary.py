@@ -16,7 +16,7 @@ from support.appliance import KEYED, PASSPHRASE, Site, make_site
 from support.background import file, images
 from support.keys import BUYER, CONTENT_KEY, INPUT_KEY, ISSUER, OTHER_BUYER, OTHER_INPUT_KEY
 from support.models import Digits, seeded
-from support.process import ServerProcess
+from support.process import ServerProcess, start_fork_server
 from tessera.client import Client, ClientError
 from tessera.keystore.errors import TesseraError
 from tessera.keystore.proof import confirmation_key
@@ -95,6 +95,7 @@ def session_tokens(site: Site, server: ServerProcess) -> list[bytes]:
 @pytest.mark.slow
 def test_nothing_that_is_left_behind_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logs at debug level, metrics, errors, reprs, the store and every temporary file hold no key, token or weight."""
+    start_fork_server()
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))

@@ -5,6 +5,7 @@ else (no thread, no socket, no key), so each child is a server started from the 
 """
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import socket
 import sys
@@ -23,6 +24,13 @@ START_TIMEOUT_S = 60.0
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tessera.server.app", "torch.export"])
+
+
+def start_fork_server() -> None:
+    """Let the fork server run, if it does not: its socket is put into the temporary folder of that moment, and a test
+    that sets one of its own, with a long path, is no place for a socket.
+    """
+    multiprocessing.forkserver.ensure_running()
 
 
 class ServerProcess:
