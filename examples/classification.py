@@ -7,12 +7,11 @@
 Prints what the model is worth to the buyer with the right key, to somebody with a wrong key, and to somebody without.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from shop import make_keys, report_usage, sell, serving, tessera
+from shop import make_keys, recipe_options, report_usage, sell, serving, tessera
 
 from tessera.client import Client, WrongInputKey
 from tessera.keystore.keyfile import load_input_key
@@ -22,7 +21,7 @@ from tessera.transforms import Transform, TransformSpec
 
 def main() -> None:
     """Train, seal, license, serve, stream."""
-    options = _options()
+    options = recipe_options(__doc__)
     with tempfile.TemporaryDirectory(prefix="tessera-example-") as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,17 +74,6 @@ def use(folder: Path, address: str, transform: str, images: np.ndarray, labels: 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the share of pictures whose best class is the label."""
     return float((scores.argmax(axis=1) == labels).mean())
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="digits", help="any recipe of `tessera protect recipes`")
-    parser.add_argument("--data", type=Path, help="folder of the recipe's data set, where it needs one")
-    parser.add_argument("--transform", default="shf:4,np:4", help="steps KIND:BLOCK of shf, np and ffx")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--count", type=int, default=300, help="test pictures to stream")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave all files in this new folder")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

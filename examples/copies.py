@@ -6,13 +6,12 @@
 Prints what each buyer's key is worth on each buyer's copy, and whom a leaked file is traced to.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from shop import make_node, serving, tessera
+from shop import make_node, recipe_options, serving, tessera
 
 from tessera.client import Client
 from tessera.keystore.keyfile import load_input_key
@@ -23,7 +22,7 @@ BUYERS = ("ada", "bob")
 
 def main() -> None:
     """Train once, make copies, sell them, use them, trace one."""
-    options = _options()
+    options = recipe_options(__doc__)
     with tempfile.TemporaryDirectory(prefix="tessera-example-") as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,17 +99,6 @@ def use(folder: Path, address: str, transform: str, images: np.ndarray, labels: 
                 scores = np.stack(list(client.stream(f"model-{owner}", pictures)))
                 right = float((scores.argmax(axis=1) == labels).mean())
                 print(f"{owner}'s copy under {buyer}'s key: {right:.1%} right")
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="digits", help="any recipe of `tessera protect recipes`")
-    parser.add_argument("--data", type=Path, help="folder of the recipe's data set, where it needs one")
-    parser.add_argument("--transform", default="shf:4,np:4", help="steps KIND:BLOCK of shf, np and ffx")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--count", type=int, default=300, help="test pictures to stream")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave all files in this new folder")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

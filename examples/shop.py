@@ -4,6 +4,7 @@ Each command is printed as it could be typed. Vendor, operator and buyer work in
 machines, and only public files travel: `*.pub`, `*.tessera`, `*.licence`, `ca.pem`.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -102,6 +103,18 @@ def report_usage(folder: Path) -> None:
     tessera(folder, "usage export --keystore node --out usage.jsonl")
     proof = tessera(folder, "usage verify usage.jsonl --node node/node.pub")
     print(f"charged: {used['samples']} samples in {used['requests']} requests; {proof['records']} records, chain holds")
+
+
+def recipe_options(description: str | None) -> argparse.Namespace:
+    """Return the options of an example that trains a ready recipe."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="digits", help="any recipe of `tessera protect recipes`")
+    parser.add_argument("--data", type=Path, help="folder of the recipe's data set, where it needs one")
+    parser.add_argument("--transform", default="shf:4,np:4", help="steps KIND:BLOCK of shf, np and ffx")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--count", type=int, default=300, help="test pictures to stream")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave all files in this new folder")
+    return parser.parse_args()
 
 
 def _free_port() -> int:
