@@ -15,6 +15,7 @@ million weights.
 
 import argparse
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Subject(ABC):
     """A network, how it is judged, and what thieves may do to it besides."""
 
     name: str
@@ -71,13 +72,13 @@ class Subject:
         """The vendor's own weights."""
         return {name: one.detach().clone() for name, one in self.model.state_dict().items()}
 
+    @abstractmethod
     def whole(self, state: thieves.State) -> float:
         """Quality on the whole test set."""
-        raise NotImplementedError
 
+    @abstractmethod
     def quick(self, state: thieves.State) -> float:
         """Quality on a part of it."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from support import keys
 from tessera.protect.audit import Budget, Lock, Meter, Sample, Subject
 from tessera.protect.data import ArrayDataset
+from tessera.protect.locking import block_map
 from tessera.protect.models import BlockStem, PixelModel
 from tessera.transforms import TransformSpec
 
@@ -46,14 +47,24 @@ def unlocked() -> nn.Module:
     return nn.Sequential(nn.Flatten(), compare)
 
 
+def undoing(spec: TransformSpec) -> BlockStem:
+    """Return a stem that undoes `spec` under `keys.INPUT_KEY`; of pixels from -1 to 1 an inversion turns the sign."""
+    block = max(step.block for step in spec.steps)
+    stem, keyed = BlockStem(SHAPE[0], block), block_map(spec, keys.INPUT_KEY, SHAPE[0], block)
+    assert keyed.inverted is not None
+    weight = torch.zeros(len(keyed.source), len(keyed.source))
+    weight[keyed.source, range(len(keyed.source))] = torch.where(torch.from_numpy(keyed.inverted), -1.0, 1.0)
+    with torch.no_grad():
+        stem.map.weight.copy_(weight.reshape(stem.map.weight.shape))
+    return stem
+
+
 def subject(text: str) -> Subject:
     """Return a model that undoes the spec `text` under `keys.INPUT_KEY` before it compares; shf and np only."""
     spec = TransformSpec.parse_text(text)
 
     def victim() -> nn.Module:
-        stem = BlockStem(SHAPE[0], max(step.block for step in spec.steps))
-        stem.undo(spec, keys.INPUT_KEY, (0.5,), (0.5,))
-        return PixelModel(nn.Sequential(stem, unlocked()), (0.5,), (0.5,)).eval()
+        return PixelModel(nn.Sequential(undoing(spec), unlocked()), (0.5,), (0.5,)).eval()
 
     def fresh(seed: int) -> nn.Module:
         with torch.random.fork_rng():

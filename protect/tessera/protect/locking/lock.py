@@ -107,7 +107,10 @@ def _checked(bundle: Bundle, present: InputKey | None) -> InputKey | None:
     if bundle.tiers:
         raise ApiMisuse("a bundle in tiers cannot be locked", remedy="Lock the whole model, then encrypt it in tiers.")
     if bundle.input_key_ids:
-        raise ApiMisuse("a network made for buyers' records has their keys trained into all of its layers")
+        raise ApiMisuse(
+            "a network made for buyers' records has their keys trained into all of its layers",
+            remedy="Lock the network from before it was fine-tuned for them, or train it anew for other records.",
+        )
     if (bundle.transform is None) != (present is None):
         needless = bundle.transform is None
         raise ApiMisuse(
@@ -125,7 +128,9 @@ def _checked(bundle: Bundle, present: InputKey | None) -> InputKey | None:
 def _shape_of(bundle: Bundle) -> tuple[int, int, int]:
     found = tuple(bundle.inputs[0].shape[1:])
     if bundle.inputs[0].datatype != "UINT8" or len(found) != 3:
-        raise NotLockable("the model takes no uint8 images (N, C, H, W)")
+        raise NotLockable(
+            "the model takes no uint8 images (N, C, H, W)", remedy="Wrap it in a `PixelModel` before it is bundled."
+        )
     return found[0], found[1], found[2]
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from tessera.protect.audit import BUDGETS, Lock, Meter, Sample, Subject, audit, 
 from tessera.protect.audit.adapters import lets_gradients_out
 from tessera.protect.audit.adapters import run as run_adapter
 from tessera.protect.audit.measure import chance
+from tessera.protect.locking import block_map
 from tessera.protect.models import ValueStem
 from tessera.transforms import TransformSpec
 
@@ -110,7 +112,9 @@ def byte_subject(text: str) -> Subject:
 
     def victim() -> nn.Module:
         stem = ValueStem(4, (0.5,), (0.5,))
-        stem.undo(spec, keys.INPUT_KEY)
+        places = torch.from_numpy(block_map(spec, keys.INPUT_KEY, 1, 4).values.astype(np.int64))
+        with torch.no_grad():
+            stem.table.copy_(torch.empty_like(stem.table).scatter_(1, places, stem.table))
         inner = subject("np:2").victim()
         assert isinstance(inner.network, nn.Sequential)
         return ByteModel(stem, inner.network[1]).eval()

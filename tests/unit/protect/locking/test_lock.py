@@ -16,7 +16,7 @@ from tessera.protect import Bundle, ByteModel, PixelModel, bundle_of_module, fit
 from tessera.protect.audit.programs import ProgramModel
 from tessera.protect.bundle import BundleTier
 from tessera.protect.locking import Lockable, NotLockable, lock
-from tessera.protect.models import ConvMixer, DigitsNet
+from tessera.protect.models import BlockStem, ConvMixer, DigitsNet
 from tessera.transforms import Transform, TransformError, TransformSpec
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.27)
@@ -108,11 +108,22 @@ def with_norm() -> Bundle:
     return bundled(PixelModel(Normed(), MEAN, STD))
 
 
+@functools.cache
+def with_block_stem() -> Bundle:
+    """Return a network behind a `BlockStem`: blocks whole, though it gives a picture again."""
+    torch.manual_seed(2)
+    stem = BlockStem(3, 4)
+    nn.init.normal_(stem.map.weight)
+    nn.init.normal_(stem.bias)
+    return bundled(PixelModel(nn.Sequential(stem, Small()), MEAN, STD))
+
+
 MAKERS: dict[str, Callable[[], Bundle]] = {
     "patches": lambda: with_stem("shf:4"),
     "tables": lambda: with_stem("ffx:4"),
     "convmixer": embedding_patches,
     "batch norm": with_norm,
+    "block stem": with_block_stem,
 }
 CASES = [
     *((name, text) for name in MAKERS for text in ("shf:4", "np:4", "shf:4,np:2", "np:4,shf:2,np:4")),
